@@ -1,0 +1,37 @@
+# Every target makes .venv by itself on a fresh machine. PYTHON: a Python of 3.11 or later.
+PYTHON ?= python3
+BIN := .venv/bin
+# torch first and alone: a looser requirement, resolved together with others, can pull another build of it.
+TORCH := torch==2.13.0
+EXTRAS := cpu,embedded,eval,dev
+
+.PHONY: install demo test test-slow lint bench clean
+
+install: .venv/.installed
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "retrokit needs Python 3.11 or later; set PYTHON=")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet $(TORCH)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	touch $@
+
+demo: install
+	$(BIN)/retrokit demo
+
+test: install
+	$(BIN)/pytest
+
+test-slow: install
+	$(BIN)/pytest -m slow
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: install
+	$(BIN)/python benchmarks/retrieval.py
+
+clean:
+	rm -rf .venv retrokit-demo build *.egg-info

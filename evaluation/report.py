@@ -1,0 +1,107 @@
+"""Reports on disk: JSON, Markdown, a page, values per query, and the run files."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from evaluation.page import as_html
+from evaluation.presentation import best_values, conventions, headline
+from evaluation.runs import write_run
+from evaluation.systems import Report
+from indexes.errors import InputError
+from indexes.manifest import new_folder, write_json
+
+
+def write_report(report: Report, folder: str | Path, *, overwrite: bool = False) -> None:
+    """Write a report folder, wholly or not at all.
+
+    It holds `report.json`, `report.md`, `report.html` (one page without any other file), `per-query.tsv` and
+    one TREC run file for each system.
+
+    Raises:
+        InputError: The folder exists and may not be overwritten, or two systems would share a file name.
+    """
+    names = _file_names(report.systems)
+    with new_folder(Path(folder), overwrite=overwrite) as new:
+        write_json(new / "report.json", as_json(report))
+        (new / "report.md").write_text(as_markdown(report), encoding="utf-8", newline="\n")
+        (new / "report.html").write_text(as_html(report), encoding="utf-8", newline="\n")
+        (new / "per-query.tsv").write_text(as_table(report), encoding="utf-8", newline="\n")
+        for system, result in report.systems.items():
+            write_run(result.run, new / names[system], tag=system)
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """The report as a JSON document: `metrics` of the main (last) system, `systems`, and the data."""
+    return {
+        "metrics": dict(report.main.metrics),
+        "systems": {system: dict(result.metrics) for system, result in report.systems.items()},
+        "dataset": {
+            "name": report.dataset,
+            "split": report.split,
+            "queries": len(report.qrels),
+            "fingerprint": report.fingerprint,
+        },
+        "conventions": conventions(report),
+        "notices": list(report.notices),
+        "made_by": dict(report.made_by),
+    }
+
+
+def as_markdown(report: Report) -> str:
+    """The report as Markdown: headline, table (best values in bold), notices, conventions, what made it."""
+    best = best_values(report)
+    rows = []
+    for system, result in report.systems.items():
+        cells = [
+            f"**{value:.4f}**" if value == best.get(name) else f"{value:.4f}" for name, value in result.metrics.items()
+        ]
+        rows.append("| " + " | ".join([_plain(system), *cells]) + " |")
+    lines = [
+        f"# {_plain(report.dataset)} ({_plain(report.split)})",
+        "",
+        f"{_plain(headline(report))}.",
+        "",
+        "| system | " + " | ".join(report.measures) + " |",
+        "|---|" + "---:|" * len(report.measures),
+        *rows,
+        "",
+        *_section("Notices", report.notices),
+        *_section("Conventions", [f"{name}: {text}" for name, text in conventions(report).items()]),
+        *_section("Made by", [f"{name}: {text}" for name, text in report.made_by.items()]),
+        f"Dataset fingerprint: `{report.fingerprint}`",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def as_table(report: Report) -> str:
+    """The values of every query as tab-separated columns: query, system, then the measures."""
+    lines = ["\t".join(("query", "system", *report.measures))]
+    for query in report.qrels:
+        for system, result in report.systems.items():
+            values = result.per_query[query]
+            lines.append(
+                "\t".join((query, " ".join(system.split()), *(f"{values[name]:.9g}" for name in report.measures)))
+            )
+    return "\n".join(lines) + "\n"
+
+
+def _section(title: str, lines: tuple[str, ...] | list[str]) -> list[str]:
+    return [f"## {title}", "", *(f"- {_plain(line)}" for line in lines), ""] if lines else []
+
+
+def _plain(text: str) -> str:
+    """Text on one line that Markdown shows as it is."""
+    return re.sub(r"([\\`*_{}\[\]<>|#~])", r"\\\1", " ".join(text.split()))
+
+
+def _file_names(systems: Mapping[str, Any]) -> dict[str, str]:
+    names = {system: re.sub(r"[^\w.+-]+", "-", system).strip("-.") + ".trec" for system in systems}
+    owners: dict[str, str] = {}
+    for system, name in names.items():
+        if name == ".trec" or owners.setdefault(name.lower(), system) != system:
+            taken = f"system {owners[name.lower()]!r} has it" if name != ".trec" else "a name needs a letter or digit"
+            raise InputError(f"system {system!r} would be written to {name!r}, but {taken}; rename the system")
+    return names

@@ -1,0 +1,270 @@
+"""Systems: retrievers and runs measured on a test collection, and the report that this gives."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from evaluation.measures import DEFAULT_MEASURES, means, parse_measures, score_run
+from evaluation.qrels import Qrels
+from evaluation.runs import Ranking, Run, make_ranking
+from evaluation.testsets import Profile, TestSet
+from indexes.errors import InputError
+
+OnProgress = Callable[[int, int | None], None]
+"""Called with the queries done so far and their total."""
+
+MODES = ("lexical", "dense", "hybrid")
+"""The order of a retriever's systems in a report: the last one is the main one."""
+
+_QUERIES_AT_ONCE = 256
+
+
+class Found(Protocol):
+    """A hit: what of it is read here."""
+
+    @property
+    def id(self) -> str:
+        """The document's id."""
+
+    @property
+    def score(self) -> float:
+        """The higher the better."""
+
+
+class Searcher(Protocol):
+    """What can be evaluated: texts in, hits out, in one or several modes (`retrieval.Retriever` is one)."""
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """The ways to search, such as "lexical", "dense" and "hybrid"."""
+
+    def search_many(self, texts: Sequence[str], k: int, *, mode: str) -> Sequence[Sequence[Found]]:
+        """Find at most k hits for each text."""
+
+
+@dataclass(frozen=True)
+class SystemResult:
+    """How one system did."""
+
+    metrics: dict[str, float]
+    """Measure to its mean over all queries of the qrels."""
+    per_query: dict[str, dict[str, float]] = field(repr=False)
+    """Query id to measure to value."""
+    run: Run = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Report:
+    """One or more systems measured on the same queries; the last system is the main one."""
+
+    dataset: str
+    split: str
+    fingerprint: str
+    profile: Profile
+    notices: tuple[str, ...]
+    systems: dict[str, SystemResult]
+    queries: dict[str, str] = field(repr=False)
+    """Query id to text."""
+    qrels: Qrels = field(repr=False)
+    made_by: dict[str, str] = field(default_factory=dict)
+    """What made the runs: fingerprints and package versions, as the caller gave them."""
+
+    @property
+    def main(self) -> SystemResult:
+        """The main system: the last."""
+        return next(reversed(self.systems.values()))
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """The names of the measures, in the order asked for."""
+        return tuple(self.main.metrics)
+
+
+def evaluate(
+    retriever: Searcher,
+    testset: TestSet,
+    *,
+    measures: Iterable[str] = DEFAULT_MEASURES,
+    k: int = 1000,
+    modes: Sequence[str] | None = None,
+    made_by: Mapping[str, str] | None = None,
+    on_progress: OnProgress | None = None,
+) -> Report:
+    """Search every query of a test collection and measure what was found.
+
+    Args:
+        retriever: What is evaluated.
+        testset: From `load_dataset`.
+        measures: Names such as `nDCG@10`.
+        k: How many hits each query gets; MAP and other measures without a cut-off read them all.
+        modes: Each mode is one system of the report, and the last one the main one; None: all that the
+            retriever has, in the order lexical, dense, hybrid.
+        made_by: What to record in the report about the retriever.
+        on_progress: Called after each batch of queries.
+
+    Raises:
+        InputError: A mode or measure is unknown, a measure reads more than k hits, or the retriever gave a
+            document twice or a score that is not finite.
+    """
+    names = _deep_enough(measures, k)
+    chosen = _choose_modes(retriever.modes, modes)
+    total = len(testset.queries) * len(chosen)
+    runs: dict[str, Run] = {}
+    for number, mode in enumerate(chosen):
+        done = number * len(testset.queries)
+        runs[mode] = _search(retriever, testset, k, mode, _shifted(on_progress, done, total))
+    return _report(runs, testset, names, testset.notices, made_by)
+
+
+def evaluate_run(
+    run: Mapping[str, Ranking],
+    testset: TestSet,
+    *,
+    name: str = "run",
+    measures: Iterable[str] = DEFAULT_MEASURES,
+    made_by: Mapping[str, str] | None = None,
+) -> Report:
+    """Measure a run that some system made, for example one from `read_run`.
+
+    Hits whose id is the query's are dropped where the test collection's profile says so, as in `evaluate`.
+
+    Raises:
+        InputError: A measure is unknown, or the run and the test collection have no query in common.
+    """
+    known = {query: ranking for query, ranking in run.items() if query in testset.qrels}
+    if not known:
+        ours, theirs = next(iter(testset.qrels)), next(iter(run), "nothing")
+        raise InputError(
+            f"run {name!r} has no query of {testset.name} ({testset.split}): its ids are like {theirs!r}, "
+            f"the test collection's like {ours!r}; expected a run of this split"
+        )
+    notices = list(testset.notices)
+    if missing := len(testset.qrels) - len(known):
+        notices.append(f"{missing:,} of {len(testset.qrels):,} queries are missing in run {name!r}; they count 0.")
+    if foreign := len(run) - len(known):
+        notices.append(f"{foreign:,} queries of run {name!r} have no judgements; they were left out.")
+    if testset.profile.drop_self_matches:
+        known = {query: _without(ranking, query) for query, ranking in known.items()}
+    return _report({name: known}, testset, measures, notices, made_by)
+
+
+def merge(reports: Mapping[str, Report]) -> Report:
+    """Put systems that were measured apart into one report, the last report's last system being the main one.
+
+    A report with one system gives it the name it has in `reports`; one with several puts that name before
+    theirs.
+
+    Raises:
+        InputError: The reports are not of the same dataset, split and profile, or not of the same measures.
+    """
+    if not reports:
+        raise InputError("no reports to merge; expected at least one")
+    first_name, first = next(iter(reports.items()))
+    for name, report in reports.items():
+        for what, ours, theirs in (
+            ("dataset fingerprint", first.fingerprint[:12], report.fingerprint[:12]),
+            ("drop_self_matches", first.profile.drop_self_matches, report.profile.drop_self_matches),
+            ("measures", ", ".join(first.measures), ", ".join(report.measures)),
+        ):
+            if ours != theirs:
+                raise InputError(
+                    f"reports {first_name!r} and {name!r} cannot be compared: {what} {ours} ≠ {theirs}; "
+                    "measure both on the same dataset with the same measures"
+                )
+    systems: dict[str, SystemResult] = {}
+    made_by: dict[str, str] = {}
+    for name, report in reports.items():
+        for system, result in report.systems.items():
+            systems[name if len(report.systems) == 1 else f"{name} {system}"] = result
+        made_by |= {key: value for key, value in report.made_by.items() if made_by.get(key, value) == value}
+        made_by |= {f"{name}: {key}": value for key, value in report.made_by.items() if made_by[key] != value}
+    notices = tuple(dict.fromkeys(notice for report in reports.values() for notice in report.notices))
+    return Report(
+        first.dataset,
+        first.split,
+        first.fingerprint,
+        first.profile,
+        notices,
+        systems,
+        first.queries,
+        first.qrels,
+        made_by,
+    )
+
+
+def _deep_enough(measures: Iterable[str], k: int) -> list[str]:
+    """The canonical names of the measures, if k hits are enough to compute them."""
+    if k < 1:
+        raise InputError(f"k is {k}; expected at least 1 hit for each query")
+    chosen = parse_measures(measures)
+    for measure in chosen:
+        if "@" in measure.name and measure.k > k:
+            raise InputError(f"{measure.name} reads {measure.k:,} hits, but k is {k:,}; raise k or leave it out")
+    return [measure.name for measure in chosen]
+
+
+def _choose_modes(there: Sequence[str], wanted: Sequence[str] | None) -> list[str]:
+    if wanted is None:
+        return sorted(there, key=lambda mode: MODES.index(mode) if mode in MODES else -1)
+    unknown = next((mode for mode in wanted if mode not in there), None)
+    if unknown is not None or not wanted:
+        raise InputError(f"no mode {unknown!r} in this retriever; it has {', '.join(there)}")
+    return list(dict.fromkeys(wanted))
+
+
+def _search(retriever: Searcher, testset: TestSet, k: int, mode: str, on_progress: OnProgress) -> Run:
+    """Search all queries, in batches that bound how many hits are held with their texts."""
+    drop = testset.profile.drop_self_matches
+    queries = list(testset.queries.items())
+    run: Run = {}
+    for start in range(0, len(queries), _QUERIES_AT_ONCE):
+        batch = queries[start : start + _QUERIES_AT_ONCE]
+        # One hit more where one may be dropped, so that k remain.
+        found = retriever.search_many([text for _, text in batch], k + drop, mode=mode)
+        for (query, _), hits in zip(batch, found, strict=True):
+            kept = [hit for hit in hits if not (drop and hit.id == query)][:k]
+            place = f"mode {mode!r}, query {query!r}"
+            run[query] = make_ranking([hit.id for hit in kept], [hit.score for hit in kept], place=place)
+        on_progress(start + len(batch), len(queries))
+    return run
+
+
+def _shifted(on_progress: OnProgress | None, done_before: int, total: int) -> OnProgress:
+    def report(done: int, _: int | None) -> None:
+        if on_progress is not None:
+            on_progress(done_before + done, total)
+
+    return report
+
+
+def _without(ranking: Ranking, document: str) -> Ranking:
+    if document not in ranking.ids:
+        return ranking
+    row = ranking.ids.index(document)
+    keep = [*range(row), *range(row + 1, len(ranking.ids))]
+    return Ranking([ranking.ids[other] for other in keep], ranking.scores[keep])
+
+
+def _report(
+    runs: Mapping[str, Run],
+    testset: TestSet,
+    measures: Iterable[str],
+    notices: Sequence[str],
+    made_by: Mapping[str, str] | None,
+) -> Report:
+    names = [measure.name for measure in parse_measures(measures)]
+    systems = {}
+    for system, run in runs.items():
+        per_query = score_run(run, testset.qrels, names)
+        systems[system] = SystemResult(means(per_query), per_query, run)
+    return Report(
+        testset.name,
+        testset.split,
+        testset.fingerprint,
+        testset.profile,
+        tuple(notices),
+        systems,
+        testset.queries,
+        testset.qrels,
+        dict(made_by or {}),
+    )

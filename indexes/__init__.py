@@ -1,0 +1,39 @@
+"""Numbers in, numbers out: vectors folders, exact and FAISS search, BM25 over terms, index folders.
+
+Knows arrays, row numbers, ids and files; never models, tokenizers or relevance judgements.
+Letters in shapes: q queries, n documents, d dim, k hits.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from indexes.errors import InputError
+    from indexes.exact import search_exact
+    from indexes.hits import Hits
+    from indexes.index import Entry, Index
+    from indexes.lexical import Lexical
+    from indexes.vectors import VectorStore, save_vectors
+
+__all__ = ["Entry", "Hits", "Index", "InputError", "Lexical", "VectorStore", "save_vectors", "search_exact"]
+
+_HOMES = {
+    "Entry": "index",
+    "Hits": "hits",
+    "Index": "index",
+    "InputError": "errors",
+    "Lexical": "lexical",
+    "VectorStore": "vectors",
+    "save_vectors": "vectors",
+    "search_exact": "exact",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"indexes.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

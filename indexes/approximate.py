@@ -1,0 +1,168 @@
+"""FAISS: build any factory string, save and map the file, search it, and score its candidates again exactly."""
+
+import re
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexes.errors import InputError
+from indexes.exact import search_exact
+from indexes.hits import Hits, top
+from indexes.vectors import VectorStore
+
+_DISTRIBUTIONS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs", "faiss-gpu-cu12", "faiss-gpu-cu11")
+_TRAINING_ROWS = 262_144
+_OVERSAMPLE = 4
+_BLOCK = 65_536
+
+
+def load_faiss() -> Any:
+    """Import faiss, once it is certain that exactly one of its distributions is installed.
+
+    The distributions share one module name: with two of them one silently overwrites the other's files.
+
+    Raises:
+        InputError: None or more than one is installed.
+    """
+    installed = [name for name in _DISTRIBUTIONS if _is_installed(name)]
+    if not installed:
+        raise InputError("FAISS is not installed; install one of: pip install 'retrokit[cpu]', 'retrokit[gpu]'")
+    if len(installed) > 1:
+        raise InputError(
+            f"{' and '.join(installed)} are installed and overwrite each other; "
+            f"pip uninstall {' '.join(installed)}, then install one of them"
+        )
+    import faiss
+
+    return faiss
+
+
+def build_faiss(store: VectorStore, factory: str, path: Path) -> None:
+    """Build a FAISS index of inner products over all rows and write it to a file.
+
+    Args:
+        store: The vectors.
+        factory: A FAISS factory string, such as `Flat`, `HNSW32`, `IVF256,PQ48x4fs`.
+        path: The file, as `faiss.read_index` reads it.
+
+    Raises:
+        InputError: FAISS does not know the string, cannot build it over these vectors, or the file is not whole.
+    """
+    faiss = load_faiss()
+    try:
+        index = faiss.index_factory(store.dim, factory, faiss.METRIC_INNER_PRODUCT)
+        if not index.is_trained:
+            index.train(_training_rows(store))
+        for _, block in store.blocks(_BLOCK):
+            index.add(np.ascontiguousarray(block, dtype=np.float32))
+    except RuntimeError as error:
+        raise InputError(f"FAISS cannot build {factory!r} over {len(store)} × {store.dim}: {_reason(error)}") from None
+    faiss.write_index(index, str(path))
+    _check_written(faiss, path, len(store))
+
+
+class Approximate:
+    """A FAISS file, memory-mapped where FAISS can, that finds candidates; their scores are exact inner products.
+
+    Rows are scored again from the raw vectors: those that the file itself holds uncompressed (Flat, HNSW over Flat),
+    else `vectors` beside it. An index that returns fewer candidates than there are rows to return (IVF whose probed
+    lists are short) is completed by exact search for those queries, so that min(k, n) hits come back.
+
+    Args:
+        path: The FAISS file.
+        vectors: (n, d) raw rows, needed where the file holds them only compressed.
+    """
+
+    def __init__(self, path: Path, vectors: NDArray[np.float32] | None = None) -> None:
+        faiss = load_faiss()
+        try:
+            self._index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+        except RuntimeError as error:
+            raise InputError(f"{path}: FAISS cannot read it ({_reason(error)}); make the index again") from None
+        self.dim = int(self._index.d)
+        self.rows = int(self._index.ntotal)
+        self.metric = "ip" if self._index.metric_type == faiss.METRIC_INNER_PRODUCT else "other"
+        inside = stored_rows(self._index)
+        self._lossy = inside is None
+        self.vectors = vectors if inside is None else inside
+        self._exhaustive = type(self._index).__name__ == "IndexFlatIP"
+        _widen(faiss, self._index)
+
+    def search(self, queries: NDArray[np.float32], k: int) -> Hits:
+        """Find the k best rows for each query (q, d); hits are ordered by exact score."""
+        if self._exhaustive:
+            return search_exact(queries, self._blocks(), k)
+        wanted = min(k * _OVERSAMPLE if self._lossy else k, self.rows)
+        _, rows = self._index.search(np.ascontiguousarray(queries, dtype=np.float32), wanted)  # (q, wanted)
+        found = top(self.scores(queries, rows), k, rows)
+        short = (found.rows >= 0).sum(axis=1) < min(k, self.rows)
+        if short.any():
+            whole = search_exact(queries[short], self._blocks(), k)
+            found.rows[short], found.scores[short] = whole.rows, whole.scores
+        return found
+
+    def scores(self, queries: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Exact inner products of each query (q, d) with its own rows (q, m); -inf where a row is -1."""
+        out = np.empty(rows.shape, dtype=np.float32)
+        for query, mine, line in zip(queries, rows, out, strict=True):
+            line[:] = np.where(mine < 0, -np.inf, self.vectors[np.maximum(mine, 0)] @ query)
+        return out
+
+    def _blocks(self) -> Iterable[tuple[int, NDArray[np.float32]]]:
+        for first in range(0, self.rows, _BLOCK):
+            yield first, self.vectors[first : first + _BLOCK]
+
+
+def stored_rows(index: Any) -> NDArray[np.float32] | None:
+    """The raw rows (n, d) inside a Flat or HNSW-over-Flat index, without a copy; None where they are compressed.
+
+    The array lives only as long as the index: keep both.
+    """
+    faiss = load_faiss()
+    flat = faiss.downcast_index(index.storage) if hasattr(index, "storage") else index
+    if not isinstance(flat, faiss.IndexFlat):
+        return None
+    return faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * flat.d).reshape(flat.ntotal, flat.d)
+
+
+def _widen(faiss: Any, index: Any) -> None:
+    """Search wider than FAISS' defaults (1 list, 16 neighbours), which lose most of the answers."""
+    space = faiss.ParameterSpace()
+    if hasattr(index, "storage"):
+        space.set_index_parameter(index, "efSearch", 128)
+    lists = getattr(faiss.try_extract_index_ivf(index), "nlist", 0)
+    if lists:
+        space.set_index_parameter(index, "nprobe", min(lists, max(16, lists // 16)))
+
+
+def _training_rows(store: VectorStore) -> NDArray[np.float32]:
+    if len(store) <= _TRAINING_ROWS:
+        return store[:]
+    return store[np.sort(np.random.default_rng(0).choice(len(store), _TRAINING_ROWS, replace=False))]
+
+
+def _check_written(faiss: Any, path: Path, rows: int) -> None:
+    # FAISS reports errors at fclose to nobody: on a full disk the file is cut short without an exception.
+    try:
+        written = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC).ntotal
+    except RuntimeError as error:
+        raise InputError(f"{path} was not written whole ({_reason(error)}); is the disk full?") from None
+    if written != rows:
+        raise InputError(f"{path} holds {written} of {rows} rows; is the disk full?")
+
+
+def _reason(error: RuntimeError) -> str:
+    # FAISS says: Error in <function> at <file>.cpp:<line>: [Error: '<condition>' failed: ]<what is wrong>
+    return re.sub(r"^.*?\.(cpp|h):\d+: (Error: .*? failed: )?", "", " ".join(str(error).split()))
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return False
+    return True

@@ -1,0 +1,242 @@
+"""Index folders: one object over the FAISS part, the BM25 part, ids and texts of the same rows."""
+
+import functools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexes.approximate import Approximate, build_faiss, load_faiss, stored_rows
+from indexes.errors import InputError
+from indexes.exact import ScoreMoments
+from indexes.hits import Hits
+from indexes.lexical import Lexical
+from indexes.manifest import MANIFEST, differences, new_folder, open_manifest, seal, verify, write_json
+from indexes.vectors import VectorStore
+
+KIND = "index"
+_DENSE = "dense.faiss"
+_VECTORS = "vectors.npy"
+_MOMENTS = "moments.npy"
+_IDS = "ids.json"
+_LEXICAL = "lexical"
+_TEXTS = "texts.jsonl"
+_OFFSETS = "texts.offsets.npy"
+
+
+class Entry(NamedTuple):
+    """What an index keeps of one document beside its vector."""
+
+    id: str
+    terms: Sequence[str]
+    """For BM25."""
+    text: str
+    """Shown with a hit."""
+
+
+class Index:
+    """An opened index folder.
+
+    Attributes:
+        ids: The document id of each row.
+        made_by: The record of the encoder that made the vectors, with its `fingerprint`.
+        metric: `cosine` (unit vectors) or `ip` (inner product).
+        factory: The FAISS factory string.
+        analyzer: The name of what made the terms of the BM25 part.
+        dense: The FAISS part.
+        lexical: The BM25 part, or None.
+        moments: Mean and covariance of the vectors, for fusion.
+        corpus: `source` and `fingerprint` of the corpus.
+    """
+
+    def __init__(self, folder: Path, manifest: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.made_by: dict[str, Any] = manifest["made_by"]
+        self.metric: str = manifest["metric"]
+        self.factory: str = manifest["factory"]
+        self.analyzer: str | None = manifest["analyzer"]
+        self.corpus: dict[str, Any] = manifest["corpus"]
+        self.ids: list[str] = json.loads((folder / _IDS).read_text(encoding="utf-8"))
+        raw = np.load(folder / _VECTORS, mmap_mode="r") if (folder / _VECTORS).is_file() else None
+        self.dense = Approximate(folder / _DENSE, raw)
+        self.lexical = Lexical.open(folder / _LEXICAL) if (folder / _LEXICAL).is_dir() else None
+        mean_and_second = np.load(folder / _MOMENTS)
+        self.moments = ScoreMoments(mean_and_second[0], mean_and_second[1:])
+        self._offsets = np.load(folder / _OFFSETS, mmap_mode="r") if (folder / _OFFSETS).is_file() else None
+
+    @classmethod
+    def build(
+        cls,
+        vectors: VectorStore,
+        factory: str,
+        folder: str | Path,
+        *,
+        entries: Iterable[Entry] | None = None,
+        analyzer: str | None = None,
+        overwrite: bool = False,
+    ) -> "Index":
+        """Build an index folder from a vectors folder.
+
+        Args:
+            vectors: The vectors; cosine is the metric if their encoder normalises, else inner product.
+            factory: A FAISS factory string, such as `Flat` (exact), `HNSW32`, `IVF256,PQ48x4fs`.
+            folder: The folder to make; it appears whole or not at all.
+            entries: The documents of the same rows in the same order, for BM25 and to show texts; none: dense only.
+            analyzer: The name of what made the terms, kept so that queries are analysed alike.
+            overwrite: Replace an existing folder.
+
+        Raises:
+            InputError: The folder exists, the entries are not those of the vectors, or FAISS refuses the string.
+        """
+        folder = Path(folder)
+        ids = vectors.ids
+        with new_folder(folder, overwrite=overwrite) as temporary:
+            build_faiss(vectors, factory, temporary / _DENSE)
+            _keep_raw_rows(vectors, temporary)
+            moments = ScoreMoments.of(vectors.blocks(), vectors.dim)
+            np.save(temporary / _MOMENTS, np.vstack([moments.mean, moments.second]), allow_pickle=False)
+            write_json(temporary / _IDS, ids)
+            if entries is not None:
+                terms = _write_texts(temporary, _same_rows(ids, entries))
+                Lexical.build(terms).save(temporary / _LEXICAL)
+            content = {
+                "made_by": vectors.made_by,
+                "corpus": vectors.corpus,
+                "metric": "cosine" if vectors.made_by.get("normalize") else "ip",
+                "factory": factory,
+                "analyzer": analyzer,
+                "rows": len(ids),
+                "dim": vectors.dim,
+            }
+            seal(temporary, KIND, content)
+        return cls.open(folder)
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "Index":
+        """Open an index folder, memory-mapped where FAISS can.
+
+        Raises:
+            InputError: There is none, a file is missing or truncated, or its parts do not agree.
+        """
+        folder = Path(folder)
+        manifest = open_manifest(folder, KIND)
+        index = cls(folder, manifest)
+        found = (len(index.ids), index.dense.rows, index.dense.dim, index.dense.metric)
+        said = (manifest["rows"], manifest["rows"], manifest["dim"], "ip")
+        if found != said:
+            raise InputError(
+                f"{folder}: ids, rows, dimension, metric are {found}; {MANIFEST} says {said}: make it again"
+            )
+        return index
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def search(self, queries: NDArray[np.float32], k: int) -> Hits:
+        """Find the k rows of the largest inner product for each query.
+
+        Args:
+            queries: (q, d) float32, made by the encoder that made the index.
+            k: Hits for each query.
+
+        Returns:
+            Hits (q, k), ordered by score, then row.
+
+        Raises:
+            InputError: k < 1, another dimension, NaN, or vectors that are not unit length under cosine.
+        """
+        if k < 1:
+            raise InputError(f"k is {k}; expected at least 1")
+        if queries.ndim != 2 or queries.shape[1] != self.dense.dim:
+            raise InputError(f"queries have shape {queries.shape}; {self.folder} expects (queries, {self.dense.dim})")
+        if not np.isfinite(queries).all():
+            raise InputError("a query vector holds NaN or infinity; encode the query again")
+        lengths = np.linalg.norm(queries, axis=1)
+        if self.metric == "cosine" and np.abs(lengths - 1).max(initial=0) > 1e-2:
+            raise InputError(
+                f"a query vector has length {lengths.max():.3f}; {self.folder} compares unit vectors (cosine)"
+            )
+        return self.dense.search(queries.astype(np.float32, copy=False), k)
+
+    def check_encoder(self, made_by: Mapping[str, Any], name: str) -> None:
+        """Refuse an encoder other than the one that made the vectors.
+
+        Raises:
+            InputError: The fingerprints differ; both sides are named, field by field.
+        """
+        if made_by["fingerprint"] != self.made_by["fingerprint"]:
+            raise InputError(
+                f"{self.folder} was made by another encoder than {name} (index ≠ encoder: "
+                f"{differences(self.made_by, made_by)}); search it with its own encoder or encode the corpus again"
+            )
+
+    def row(self, identifier: str) -> int:
+        """The row of a document id.
+
+        Raises:
+            InputError: No document has this id.
+        """
+        if identifier not in self._rows:
+            raise InputError(f"{self.folder} has no document {identifier!r}; it has {len(self)} others")
+        return self._rows[identifier]
+
+    @functools.cached_property
+    def _rows(self) -> dict[str, int]:
+        return {name: row for row, name in enumerate(self.ids)}
+
+    def text(self, row: int) -> str | None:
+        """The stored text of a row; None if the index keeps no texts."""
+        if self._offsets is None:
+            return None
+        with (self.folder / _TEXTS).open("rb") as file:
+            file.seek(int(self._offsets[row]))
+            return json.loads(file.readline())["text"]
+
+    def verify(self) -> None:
+        """Compare every file with its checksum.
+
+        Raises:
+            InputError: A file is damaged; the message names it.
+        """
+        verify(self.folder, self.manifest)
+
+
+def _keep_raw_rows(vectors: VectorStore, folder: Path) -> None:
+    """Keep the raw vectors beside a FAISS file that holds them only compressed."""
+    faiss = load_faiss()
+    if stored_rows(faiss.read_index(str(folder / _DENSE), faiss.IO_FLAG_MMAP_IFC)) is not None:
+        return
+    shape = (len(vectors), vectors.dim)
+    raw = np.lib.format.open_memmap(folder / _VECTORS, mode="w+", dtype=np.float32, shape=shape)
+    for first, block in vectors.blocks():
+        raw[first : first + len(block)] = block
+    raw.flush()
+
+
+def _same_rows(ids: Sequence[str], entries: Iterable[Entry]) -> Iterable[Entry]:
+    row = -1
+    for row, entry in enumerate(entries):
+        expected = ids[row] if row < len(ids) else None
+        if entry.id != expected:
+            raise InputError(
+                f"document {row + 1} of the corpus is {entry.id!r}; the vectors have {expected!r} there: "
+                "index the corpus that was encoded"
+            )
+        yield entry
+    if row + 1 != len(ids):
+        raise InputError(f"the corpus has {row + 1} documents; the vectors have {len(ids)}: index what was encoded")
+
+
+def _write_texts(folder: Path, entries: Iterable[Entry]) -> Iterable[Sequence[str]]:
+    """Write the texts and where each begins, passing the terms on."""
+    offsets: list[int] = []
+    with (folder / _TEXTS).open("wb") as file:
+        for entry in entries:
+            offsets.append(file.tell())
+            file.write(json.dumps({"id": entry.id, "text": entry.text}, ensure_ascii=False).encode() + b"\n")
+            yield entry.terms
+    np.save(folder / _OFFSETS, np.asarray(offsets, dtype=np.int64), allow_pickle=False)

@@ -1,0 +1,188 @@
+"""Folders that know what they are: atomic publication, checksums and `manifest.json`."""
+
+import contextlib
+import ctypes
+import hashlib
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from indexes.errors import InputError
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+
+def fingerprint(value: Any) -> str:
+    """SHA-256 of a JSON value in canonical form (sorted keys, no spaces), as 64 hex digits."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, as 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file that is either wholly there or not at all: temporary sibling, fsync, rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        InputError: The file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not readable as JSON ({error}); restore it or make the folder again") from None
+
+
+@contextlib.contextmanager
+def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Give a temporary sibling to fill, and put it in the place of `target` when the block ends well.
+
+    A process killed at any moment leaves `target` as it was or as it should be. An exception inside the block
+    removes the temporary folder and leaves `target` untouched.
+
+    Raises:
+        InputError: `target` exists and `overwrite` is false.
+    """
+    refuse_existing(target, overwrite=overwrite)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(target)
+    temporary = target.with_name(f".{target.name}.new-{socket.gethostname()}-{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        publish(temporary, target, overwrite=overwrite)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def refuse_existing(target: Path, *, overwrite: bool) -> None:
+    """Raise InputError if `target` exists, unless it may be overwritten."""
+    if target.exists() and not overwrite:
+        raise InputError(f"{target} already exists; choose another --output or pass --overwrite")
+
+
+def publish(temporary: Path, target: Path, *, overwrite: bool = False) -> None:
+    """Flush `temporary` to disk and rename it to `target`, exchanging the two if `target` exists."""
+    for path in sorted(temporary.rglob("*")):
+        _sync(path)
+    _sync(temporary)
+    refuse_existing(target, overwrite=overwrite)
+    if target.exists():
+        _exchange(temporary, target)
+        shutil.rmtree(temporary)
+    else:
+        temporary.rename(target)
+    _sync(target.parent)
+
+
+def seal(folder: Path, kind: str, content: Mapping[str, Any]) -> None:
+    """Write the manifest of a filled folder: its kind, format version, content, and size and SHA-256 of each file."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    files = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+        for path in paths
+    }
+    write_json(folder / MANIFEST, {"kind": kind, "format": FORMAT, **content, "files": files})
+
+
+def open_manifest(folder: Path, kind: str) -> dict[str, Any]:
+    """Read a folder's manifest and check that the folder is of this kind and that no file is missing or cut short.
+
+    Sizes are compared on every open (free); `verify` compares the checksums too.
+
+    Raises:
+        InputError: No such folder, no manifest, another kind or format, or a missing or truncated file.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; expected a {kind} folder")
+    if not (folder / MANIFEST).is_file():
+        raise InputError(f"{folder} has no {MANIFEST}; expected a {kind} folder made by retrokit")
+    manifest = read_json(folder / MANIFEST)
+    found = manifest.get("kind") if isinstance(manifest, dict) else None
+    if found != kind:
+        raise InputError(f"{folder} is a folder of kind {found!r}; expected a {kind} folder")
+    if manifest.get("format") != FORMAT:
+        raise InputError(
+            f"{folder} has format {manifest.get('format')!r}; this retrokit reads format {FORMAT}: make it again"
+        )
+    for name, entry in manifest["files"].items():
+        path = folder / name
+        size = path.stat().st_size if path.is_file() else None
+        if size != entry["bytes"]:
+            state = "is missing" if size is None else f"has {size:,} bytes"
+            raise InputError(f"{path} {state}; the manifest says {entry['bytes']:,} bytes: make the folder again")
+    return manifest
+
+
+def verify(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Compare every file of a folder with the checksum in its manifest.
+
+    Raises:
+        InputError: A file differs; the message names the first one.
+    """
+    for name, entry in manifest["files"].items():
+        if file_digest(folder / name) != entry["sha256"]:
+            raise InputError(f"{folder / name} is damaged (its SHA-256 is not the manifest's): make the folder again")
+
+
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    """Name the fields in which two flat records differ, both sides: `pooling: mean ≠ cls, max_length: 256 ≠ 128`."""
+    names = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+    return ", ".join(f"{name}: {_short(ours.get(name))} ≠ {_short(theirs.get(name))}" for name in names)
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text[:12] if len(text) == 64 and " " not in text else repr(value) if value == "" else text
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Swap two paths in one step where the system can (Linux), else by two renames."""
+    at_working_directory, exchange = -100, 2
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    names = (os.fsencode(one), os.fsencode(other))
+    if rename and rename(at_working_directory, names[0], at_working_directory, names[1], exchange) == 0:
+        return
+    aside = other.with_name(f".{other.name}.old-{os.getpid()}")
+    other.rename(aside)
+    one.rename(other)
+    aside.rename(one)
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Remove the temporary siblings that processes of this machine left when they were killed."""
+    prefix = f".{target.name}.new-{socket.gethostname()}-"
+    for path in target.parent.glob(f"{prefix}*"):
+        process = path.name.removeprefix(prefix)
+        if process.isdigit() and not Path(f"/proc/{process}").exists() and Path("/proc/self").exists():
+            shutil.rmtree(path, ignore_errors=True)

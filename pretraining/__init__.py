@@ -1,0 +1,42 @@
+"""Learning encoders from raw text: objectives, masks, heads and the pretraining loop.
+
+Letters in shapes: b batch, t tokens, d dim, v vocabulary, r decoded rows, w words, n rows with a loss.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pretraining.masking import MaskOptions as MaskOptions
+    from pretraining.masking import seeded as seeded
+    from pretraining.objective import Objective as Objective
+    from pretraining.objective import PretrainingModel as PretrainingModel
+    from pretraining.run import PretrainConfig as PretrainConfig
+    from pretraining.run import PretrainResult as PretrainResult
+    from pretraining.run import pretrain as pretrain
+
+_HOMES = {
+    "MaskOptions": "masking",
+    "Objective": "objective",
+    "PretrainConfig": "run",
+    "PretrainResult": "run",
+    "PretrainingModel": "objective",
+    "pretrain": "run",
+    "seeded": "masking",
+}
+
+__all__ = [
+    "MaskOptions",
+    "Objective",
+    "PretrainConfig",
+    "PretrainResult",
+    "PretrainingModel",
+    "pretrain",
+    "seeded",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

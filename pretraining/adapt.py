@@ -1,0 +1,222 @@
+"""Adaptation: an encoder learns from pairs made out of a corpus, and the checkpoint that ranks best is kept."""
+
+import hashlib
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from indexes.errors import InputError
+from indexes.manifest import differences, fingerprint, new_folder, read_json, refuse_existing, write_json
+from pretraining.samplers import SAMPLERS, sample_pairs
+from retrieval.documents import Document, corpus_fingerprint, read_documents
+from retrieval.pairs import Pair, read_pairs
+
+CARD = "retrokit.json"
+RUN = "run.json"
+
+OnNote = Callable[[str], None]
+OnProgress = Callable[[int, int | None], None]
+
+
+@dataclass(frozen=True)
+class AdaptConfig:
+    """What decides the result of an adaptation.
+
+    Attributes:
+        encoder: The model to adapt: a folder, the packaged model's name, or one of the model hub.
+        samplers: How pairs are made of documents (`title`, `lead`, `sentence`, `span`); None: all four, or none of them
+            where a file of pairs is given.
+        objective: A pretraining objective beside the contrastive loss: `retromae`, `dupmae`, weights of terms, or None.
+        objective_weight: Its weight; the contrastive loss has 1.
+        objective_texts: How many documents of each batch it reads.
+        steps: Optimizer steps.
+        batch_size: Pairs a step on each device; every other document of the batch is a negative.
+        max_length: Tokens of a query or document while learning; the model keeps its own length for encoding.
+        learning_rate: The greatest one, of AdamW, after a tenth of the steps; it falls linearly to 0.
+        temperature: Of the contrastive softmax over cosines.
+        held_out: Queries held back to choose the checkpoint by; at most a fifth of them.
+        checks: How often they are ranked, the start not counted.
+        seed: Of sampling, order, dropout and masks.
+    """
+
+    encoder: str
+    samplers: tuple[str, ...] | None = None
+    objective: str | Mapping[str, float] | None = None
+    objective_weight: float = 0.1
+    objective_texts: int = 8
+    steps: int = 200
+    batch_size: int = 32
+    max_length: int = 128
+    learning_rate: float = 5e-5
+    temperature: float = 0.05
+    held_out: int = 200
+    checks: int = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("batch_size", 2), ("max_length", 8), ("held_out", 1), ("checks", 1)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} is {getattr(self, name)}; expected at least {least}")
+        for name, most in (("learning_rate", 1.0), ("temperature", 10.0)):
+            if not 0 < getattr(self, name) < most:
+                raise InputError(f"{name} is {getattr(self, name)}; expected above 0 and below {most:g}")
+        if not 0 < self.objective_weight < float("inf"):
+            raise InputError(f"objective_weight is {self.objective_weight}; expected above 0, such as 0.1")
+        if not 1 <= self.objective_texts <= self.batch_size:
+            raise InputError(f"objective_texts is {self.objective_texts}; expected 1 to batch_size, {self.batch_size}")
+
+    @property
+    def check_steps(self) -> int:
+        """Steps between two checks."""
+        return max(1, -(-self.steps // self.checks))
+
+
+@dataclass(frozen=True)
+class AdaptResult:
+    """What a call of `adapt` did.
+
+    Attributes:
+        output: The model folder.
+        already_complete: Whether the folder was there, made by the same call; nothing was done then.
+        card: The run card, as in the folder's `retrokit.json`: `checks` holds the held-out nDCG@10 by step, `chosen`
+            the step that was kept (0: the encoder as it came).
+    """
+
+    output: Path
+    already_complete: bool
+    card: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Queries that the encoder must not learn from, and the texts it has to rank for them.
+
+    Attributes:
+        queries: (q) texts.
+        texts: The first q are the answers, in the order of the queries; the others only stand in the way.
+    """
+
+    queries: list[str]
+    texts: list[str]
+
+
+def adapt(
+    corpus: str | Path,
+    output: str | Path,
+    *,
+    pairs: str | Path | None = None,
+    overwrite: bool = False,
+    on_progress: OnProgress | None = None,
+    on_note: OnNote | None = None,
+    **options: Any,
+) -> AdaptResult:
+    """Adapt an encoder to a corpus without labels, or with pairs of your own, and write it as a model folder.
+
+    Pairs are learned from contrastively (InfoNCE over the batch, as sentence-transformers computes it). Some queries
+    are held back; the checkpoint that ranks their documents best is kept, the start included, so that the result is
+    never worse than the encoder was, by that measure. Working state is in `OUTPUT.partial/`: the same call, made again
+    after a kill, goes on from the newest check and ends alike.
+
+    Use `pretrain` instead for an encoder that is no retriever yet; use sentence-transformers' trainers for labelled data
+    with mined negatives.
+
+    Args:
+        corpus: What `retrieval.documents.read_documents` reads.
+        output: The model folder to make.
+        pairs: JSON lines of `query` and `document` (an id of the corpus).
+        overwrite: Replace an existing folder, and discard working state of other options.
+        on_progress: Called with the steps done and their total.
+        on_note: Called with lines for a person.
+        **options: The fields of `AdaptConfig`; `encoder` is required.
+
+    Raises:
+        InputError: An option, the encoder, the corpus or the pairs cannot be used; too few pairs come of them; the
+            folder exists; or its working state belongs to other options (the message names the fields that differ).
+    """
+    config, target, note = AdaptConfig(**options), Path(output), on_note or (lambda _: None)
+    if target.exists() and not (target / CARD).is_file():
+        refuse_existing(target, overwrite=overwrite)
+    documents = {document.id: document for document in read_documents(corpus)}
+    found = make_pairs(documents, config, Path(pairs) if pairs else None)
+    card = _card(config, str(corpus), str(pairs) if pairs else None, documents, found)
+    if target.exists() and _same_run(target, card, overwrite=overwrite):
+        return AdaptResult(target, True, read_json(target / CARD))
+    partial = target.with_name(f"{target.name}.partial")
+    _open_partial(partial, card, overwrite=overwrite)
+    learned, held_out = hold_out(found, config)
+    note(f"{len(learned):,} pairs to learn from, {len(held_out.queries):,} queries held out")
+
+    from pretraining.contrastive import train  # torch is loaded no earlier than bad input is refused
+
+    train(learned, held_out, config, partial, target, card, overwrite=overwrite, on_progress=on_progress, on_note=note)
+    shutil.rmtree(partial)
+    return AdaptResult(target, False, read_json(target / CARD))
+
+
+def make_pairs(documents: Mapping[str, Document], config: AdaptConfig, path: Path | None) -> list[Pair]:
+    """Read the user's pairs, if any, and sample those of the corpus.
+
+    Raises:
+        InputError: Fewer pairs than two batches.
+    """
+    samplers = config.samplers if config.samplers is not None else (() if path else tuple(SAMPLERS))
+    found = list(read_pairs(path, documents)) if path else []
+    found += sample_pairs(documents.values(), samplers, config.seed)
+    if len(found) < 2 * config.batch_size:
+        of = f"{len(documents):,} documents by {', '.join(samplers) or 'no sampler'}" + (f" and {path}" if path else "")
+        raise InputError(
+            f"{len(found)} pairs came of {of}; expected at least {2 * config.batch_size} (two batches): "
+            "give a larger corpus, more samplers or a smaller --batch-size"
+        )
+    return found
+
+
+def hold_out(pairs: Sequence[Pair], config: AdaptConfig) -> tuple[list[Pair], HeldOut]:
+    """Hold back one query of each of some documents, and learn from no pair of those documents.
+
+    Which documents depends on the seed and their ids alone.
+    """
+    first = {pair.document: pair for pair in reversed(pairs)}
+    order = sorted(first, key=lambda name: hashlib.sha256(f"{config.seed}\0held out\0{name}".encode()).digest())
+    chosen = set(order[: max(1, min(config.held_out, len(order) // 5))])
+    learned = [pair for pair in pairs if pair.document not in chosen]
+    answers = [first[name] for name in order if name in chosen]
+    others = [first[name].text for name in order if name not in chosen][: 4 * config.held_out]
+    return learned, HeldOut([pair.query for pair in answers], [*(pair.text for pair in answers), *others])
+
+
+def _card(
+    config: AdaptConfig, corpus: str, pairs: str | None, documents: Mapping[str, Document], found: Sequence[Pair]
+) -> dict[str, Any]:
+    """The run card; its `configuration` is what must be equal for a run to go on."""
+    from retrieval.model_folder import resolve
+
+    weights = fingerprint({path.name: path.stat().st_size for path in sorted(resolve(config.encoder).glob("*"))})
+    configuration = {name: str(value) for name, value in asdict(config).items() if name != "encoder"}
+    configuration |= {"encoder": f"{config.encoder} ({weights[:12]})", "corpus": corpus_fingerprint(documents.values())}
+    configuration["pairs"] = fingerprint([list(pair) for pair in found])
+    return {"made_by": "retrokit adapt", "corpus": corpus, "pairs": pairs, "configuration": configuration}
+
+
+def _same_run(target: Path, card: Mapping[str, Any], *, overwrite: bool) -> bool:
+    theirs = read_json(target / CARD).get("configuration", {})
+    found = differences(card["configuration"], theirs)
+    if found and not overwrite:
+        raise InputError(f"{target} was made otherwise ({found}); choose another --output or pass --overwrite")
+    return not found
+
+
+def _open_partial(partial: Path, card: Mapping[str, Any], *, overwrite: bool) -> None:
+    if (partial / RUN).is_file():
+        found = differences(card["configuration"], read_json(partial / RUN)["configuration"])
+        if not found:
+            return
+        if not overwrite:
+            raise InputError(
+                f"{partial} belongs to another run ({found}); give the same options, choose another --output, "
+                "or pass --overwrite to start anew"
+            )
+    with new_folder(partial, overwrite=True) as new:
+        write_json(new / RUN, card)

@@ -1,0 +1,173 @@
+"""Bases: the model that pretraining starts from, with whatever heads it brings along."""
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoTokenizer, BertForMaskedLM, BertModel
+from transformers.utils import logging
+
+from indexes.errors import InputError
+from indexes.manifest import read_json, write_json
+from pretraining.masking import MaskOptions
+from pretraining.objective import POOLINGS, Objective, PretrainingModel, refuse_unsupported
+from retrieval.model_folder import read_model_folder, resolve
+
+HEADS = "heads"
+_POOLER = "pooler.dense.weight"
+_HEAD = "cls.predictions.transform.dense.weight"
+
+
+@dataclass(frozen=True)
+class Base:
+    """A loaded base.
+
+    Attributes:
+        model: The encoder with its heads, in float32 on the CPU.
+        tokenizer: Its fast tokenizer.
+        normalize: Whether the base's folder scales vectors to unit length, which the result then does too.
+        fingerprint: SHA-256 over the weights that came from the base; heads that start untrained are not in it.
+    """
+
+    model: PretrainingModel
+    tokenizer: Any
+    normalize: bool
+    fingerprint: str
+
+
+def load_base(name: str, objective: Objective, masks: MaskOptions, *, pooling: str | None, seed: int) -> Base:
+    """Load a base and the heads it has; heads that it lacks start from random numbers drawn from `seed`.
+
+    Args:
+        name: A sentence-transformers folder (also one that pretraining made: its `heads/` are loaded), a transformers
+            folder, the packaged model's name, or one of the model hub.
+        objective: What the heads are for.
+        masks: Handed on to the model.
+        pooling: `cls` or `mean`; None takes what the folder records, else `cls`.
+        seed: Of the untrained heads.
+
+    Raises:
+        InputError: No such base, an architecture that is not supported, or a pooling that is not.
+    """
+    folder = resolve(name)
+    backbone_folder, recorded, normalize = _settings(folder, name)
+    pooling = pooling or recorded
+    if pooling not in POOLINGS:
+        raise InputError(f"{name} pools by {pooling}; pretraining supports {' or '.join(POOLINGS)}: pass --pooling")
+    torch.manual_seed(seed)
+    with quiet():
+        refuse_unsupported(_config(backbone_folder, name))
+        tokenizer = AutoTokenizer.from_pretrained(backbone_folder)
+        backbone, report = BertModel.from_pretrained(backbone_folder, dtype=torch.float32, output_loading_info=True)
+        lm, lm_report = BertForMaskedLM.from_pretrained(backbone_folder, dtype=torch.float32, output_loading_info=True)
+    _refuse_slow(tokenizer, name)
+    # The pooler takes no part; it is kept, frozen, so that the folder loads elsewhere without missing weights.
+    backbone.pooler.requires_grad_(False)
+    model = PretrainingModel(backbone, tokenizer, objective, pooling=pooling, masks=masks)
+    if _HEAD not in lm_report["missing_keys"]:
+        predictions = lm.cls.predictions
+        model.head.transform.load_state_dict(predictions.transform.state_dict())
+        model.head.load_state_dict({"bias": predictions.bias}, strict=False)
+        model.untrained_heads.remove("head")
+    load_heads(model, folder)
+    fresh = [*(f"{name}." for name in model.untrained_heads), *(["backbone.pooler."] if report["missing_keys"] else [])]
+    weights = {key: value for key, value in model.state_dict().items() if not key.startswith(tuple(fresh))}
+    return Base(model, tokenizer, normalize, weights_fingerprint(weights))
+
+
+def save_heads(model: PretrainingModel, folder: Path) -> None:
+    """Write `heads/`: the vocabulary head and the decoder, so that pretraining can go on from where it ended."""
+    heads = folder / HEADS
+    heads.mkdir()
+    parts: dict[str, nn.Module | None] = {"head": model.head, "decoder": model.decoder}
+    weights = {
+        f"{name}.{key}": value.detach().cpu().contiguous()
+        for name, part in parts.items()
+        if part
+        for key, value in part.state_dict().items()
+    }
+    save_file(weights, heads / "model.safetensors", metadata={"format": "pt"})
+    config = model.backbone.config
+    record = {"model_type": config.model_type, "hidden_size": config.hidden_size, "vocab_size": config.vocab_size}
+    query = {"decoder_query": model.objective.decoder_query} if model.decoder else {}
+    write_json(heads / "config.json", {**record, "heads": [name for name, part in parts.items() if part], **query})
+
+
+def load_heads(model: PretrainingModel, folder: Path) -> None:
+    """Load the heads that a model folder holds and take their names out of `untrained_heads`.
+
+    Raises:
+        InputError: They belong to a model of another size.
+    """
+    if not (folder / HEADS / "model.safetensors").is_file():
+        return
+    weights = load_file(folder / HEADS / "model.safetensors")
+    for name in read_json(folder / HEADS / "config.json")["heads"]:
+        part = getattr(model, name)
+        if part is None:
+            continue
+        prefix = f"{name}."
+        try:
+            part.load_state_dict(
+                {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+            )
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:120]
+            raise InputError(f"{folder / HEADS} does not fit the model ({reason}…); remove that folder") from None
+        model.untrained_heads = [each for each in model.untrained_heads if each != name]
+
+
+def weights_fingerprint(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and values of tensors, as 64 hex digits."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        value = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.numpy().tobytes())
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' loading bars and reports off the terminal."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _settings(folder: Path, name: str) -> tuple[Path, str, bool]:
+    """Where the backbone lies, how the folder pools, and whether it normalizes."""
+    if not (folder / "modules.json").is_file():
+        return folder, "cls", False
+    settings = read_model_folder(folder)
+    if settings.dense:
+        raise InputError(
+            f"{name} has a dense layer after pooling, which pretraining would leave behind; use its backbone"
+        )
+    return settings.backbone, settings.pooling, settings.normalize
+
+
+def _config(folder: Path, name: str) -> Any:
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{name} is no transformers model ({str(error).splitlines()[0]})") from None
+
+
+def _refuse_slow(tokenizer: Any, name: str) -> None:
+    missing = [each for each in ("cls", "sep", "pad", "mask") if getattr(tokenizer, f"{each}_token_id") is None]
+    if not tokenizer.is_fast or missing:
+        lack = "is not a fast one" if not tokenizer.is_fast else f"has no {', '.join(missing)} token"
+        raise InputError(f"{name}'s tokenizer {lack}; pretraining needs a fast tokenizer with BERT's special tokens")

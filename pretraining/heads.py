@@ -1,0 +1,142 @@
+"""Vocabulary heads that never hold logits for positions without a loss, and never (b, t, v) at once.
+
+Shapes: b batch, t tokens, d dim, v vocabulary, n rows with a loss.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.nn import functional
+from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
+
+_ELEMENTS_AT_ONCE = 1 << 24  # 64 MiB of float32
+
+
+class VocabularyHead(nn.Module):
+    """BERT's masked-language-model head without its output matrix, which is the word embeddings' (tied).
+
+    The matrix is passed in, so that no two parameters share memory and a checkpoint holds everything once.
+    Parameter names are those of `BertForMaskedLM.cls.predictions`: `transform.*` and `bias`.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.transform = BertPredictionHeadTransform(config)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+        initialise(self, config.initializer_range)
+
+    def forward(self, hidden: Tensor, embeddings: Tensor) -> Tensor:
+        """Logits (n, v) of rows (n, d) with the word embeddings (v, d)."""
+        return functional.linear(self.transform(hidden), embeddings, self.bias)
+
+    def loss(self, hidden: Tensor, labels: Tensor, embeddings: Tensor) -> Tensor:
+        """Mean cross-entropy of rows (n, d) with labels (n,); 0 without rows."""
+        return linear_cross_entropy(self.transform(hidden), embeddings, self.bias, labels)
+
+
+def initialise(module: nn.Module, deviation: float) -> None:
+    """Give every linear layer BERT's first values: weights N(0, deviation²), biases 0."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, std=deviation)
+            nn.init.zeros_(layer.bias)
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of `hidden @ weight.T + bias`, holding the logits of a few rows at a time.
+
+    Equal to `functional.cross_entropy(functional.linear(hidden, weight, bias), labels)` in value and gradient, except
+    that it is 0 instead of NaN when there are no rows. Gradients are made in the forward pass, block by block, while
+    the logits are there (the idea of Liger's fused kernel, Hsu et al. 2024); it has no second derivative.
+
+    Args:
+        hidden: (n, d).
+        weight: (v, d).
+        bias: (v,).
+        labels: Ids, (n,).
+    """
+    return _LinearCrossEntropy.apply(hidden, weight, bias, labels)
+
+
+def linear_max(hidden: Tensor, weight: Tensor, bias: Tensor | None, keep: Tensor) -> Tensor:
+    """The greatest logit of each vocabulary entry over a text's tokens, never holding (b, t, v).
+
+    Equal to `(hidden @ weight.T + bias).masked_fill(~keep[..., None], -inf).amax(1)` in value, and in gradient where
+    the maximum is reached once (a tie gives the whole gradient to one of its tokens). The forward pass streams over
+    blocks of the vocabulary and keeps maximum and argmax; the backward pass touches v (token, entry) pairs a text.
+
+    Args:
+        hidden: (b, t, d).
+        weight: (v, d).
+        bias: (v,) or none.
+        keep: Which tokens take part, bool (b, t); at least one a text.
+
+    Returns:
+        (b, v).
+    """
+    greatest = _LinearMax.apply(hidden, weight, keep)
+    return greatest if bias is None else greatest + bias
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
+        rows = len(hidden)
+        step = max(1, _ELEMENTS_AT_ONCE // len(weight))
+        needed = any(ctx.needs_input_grad)  # type: ignore[attr-defined]
+        total = torch.zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
+        gradients = tuple(torch.zeros_like(each) for each in (hidden, weight, bias)) if needed else ()
+        for start in range(0, rows, step):
+            block, wanted = hidden[start : start + step], labels[start : start + step, None]
+            logits = functional.linear(block, weight, bias).to(total.dtype)  # (block, v)
+            log_sum = logits.logsumexp(1, keepdim=True)
+            total += (log_sum - logits.gather(1, wanted)).sum()
+            if needed:
+                error = logits.sub_(log_sum).exp_()  # softmax - onehot
+                error.scatter_(1, wanted, error.gather(1, wanted) - 1)
+                error = (error / rows).to(weight.dtype)
+                gradients[0][start : start + step] = error @ weight
+                gradients[1].add_(error.T @ block)
+                gradients[2].add_(error.sum(0))
+        ctx.save_for_backward(*gradients)
+        return total / max(rows, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return (*(each * gradient.to(each.dtype) for each in ctx.saved_tensors), None)
+
+
+class _LinearMax(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, hidden: Tensor, weight: Tensor, keep: Tensor) -> Tensor:
+        batch, tokens, _ = hidden.shape
+        hide = ~keep[..., None]
+        values, places = [], []
+        for block in weight.split(max(1, _ELEMENTS_AT_ONCE // (batch * tokens))):
+            logits = functional.linear(hidden, block).masked_fill_(hide, -torch.inf)  # (b, t, block)
+            value, place = logits.max(1)
+            values.append(value)
+            places.append(place)
+        place = torch.cat(places, 1)  # (b, v)
+        ctx.save_for_backward(hidden, weight, place)
+        return torch.cat(values, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, place = ctx.saved_tensors
+        batch, tokens, dim = hidden.shape
+        flat = hidden.reshape(-1, dim)  # (b·t, d)
+        place = place + torch.arange(batch, device=place.device)[:, None] * tokens  # rows of flat
+        to_hidden, to_weight = torch.zeros_like(flat), torch.empty_like(weight)
+        step = max(1, _ELEMENTS_AT_ONCE // (batch * dim))
+        for start in range(0, len(weight), step):
+            part = slice(start, start + step)
+            share = gradient[:, part, None].to(weight.dtype)  # (b, block, 1)
+            rows = place[:, part].reshape(-1)
+            to_hidden.index_add_(0, rows, (share * weight[part]).reshape(-1, dim).to(flat.dtype))
+            to_weight[part] = (share * flat[rows].view(batch, -1, dim)).sum(0)
+        return to_hidden.view_as(hidden), to_weight, None

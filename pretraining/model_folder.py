@@ -1,0 +1,69 @@
+"""The model folder that pretraining makes: a sentence-transformers folder, the run card, the log and the heads."""
+
+import shutil
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from indexes.errors import InputError
+from indexes.manifest import new_folder, read_json, seal, write_json
+from pretraining.base import Base, quiet, save_heads
+
+CARD = "retrokit.json"
+KIND = "model"
+LOG = "log.jsonl"
+_PACKAGES = ("torch", "transformers", "tokenizers", "sentence-transformers", "accelerate", "numpy")
+
+
+def package_versions() -> dict[str, str]:
+    """The versions of the packages that decide what a run computes."""
+    return {name: version(name) for name in _PACKAGES}
+
+
+def write_model_folder(
+    target: Path, base: Base, *, max_length: int, card: Mapping[str, Any], log: Path, overwrite: bool
+) -> None:
+    """Publish a trained model in one step.
+
+    Args:
+        target: The folder to make.
+        base: The trained model with its tokenizer.
+        max_length: Tokens, special ones included, at which the folder's users cut texts.
+        card: What `retrokit.json` says.
+        log: The run's log, copied into the folder.
+        overwrite: Whether an existing folder is replaced.
+    """
+    with new_folder(target, overwrite=overwrite) as new:
+        with quiet():
+            _save_encoder(new, base, max_length)
+        save_heads(base.model, new)
+        shutil.copyfile(log, new / LOG)
+        write_json(new / CARD, card)
+        seal(new, KIND, {})
+
+
+def read_card(folder: Path) -> dict[str, Any] | None:
+    """The run card of a folder that pretraining made; None if it has none."""
+    if not (folder / CARD).is_file():
+        return None
+    card = read_json(folder / CARD)
+    if not isinstance(card, dict):
+        raise InputError(f"{folder / CARD} is not a run card; restore it or make the folder again")
+    return card
+
+
+def _save_encoder(folder: Path, base: Base, max_length: int) -> None:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+
+    backbone = base.model.backbone
+    base.tokenizer.model_max_length = max_length
+    plain = folder / "plain"  # sentence-transformers builds its module from a folder, not from a model
+    backbone.save_pretrained(plain)
+    base.tokenizer.save_pretrained(plain)
+    transformer = Transformer(str(plain), max_seq_length=max_length)
+    modules = [transformer, Pooling(backbone.config.hidden_size, pooling_mode=base.model.pooling)]
+    model = SentenceTransformer(modules=[*modules, *([Normalize()] if base.normalize else [])], device="cpu")
+    model.save(str(folder), create_model_card=False)
+    shutil.rmtree(plain)

@@ -1,0 +1,269 @@
+"""A pretraining run: a corpus and a base to a model folder, resumable at every step."""
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch.distributed
+from transformers import TrainingArguments
+
+from indexes.errors import InputError
+from indexes.manifest import differences, new_folder, read_json, refuse_existing, write_json
+from pretraining.base import Base, load_base, quiet
+from pretraining.checkpoints import keep_only, newest_checkpoint
+from pretraining.loop import PretrainingTrainer, training_arguments, trim_log
+from pretraining.masking import MaskOptions
+from pretraining.model_folder import LOG, package_versions, read_card, write_model_folder
+from pretraining.objective import POOLINGS, Objective
+from pretraining.tokens import Collator, TokenWindows, tokenizer_fingerprint, write_tokens
+from retrieval.documents import corpus_fingerprint, read_documents
+
+RUN = "run.json"
+_CHECKPOINTS, _TOKENS = "checkpoints", "tokens"
+
+OnNote = Callable[[str], None]
+OnProgress = Callable[[int, int | None], None]
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """What decides the result of a run.
+
+    Attributes:
+        base: The model to start from: a folder, the packaged model's name, or one of the model hub.
+        objective: `retromae`, `dupmae`, a mapping from terms to weights, or an Objective.
+        max_steps: Optimizer steps.
+        batch_size: Texts a micro-batch on each device.
+        accumulation: Micro-batches an optimizer step.
+        max_length: Tokens a text, [CLS] and [SEP] included; longer documents are cut into windows.
+        learning_rate: The greatest one, of AdamW; it falls linearly to 0.
+        warmup_steps: Steps in which it rises from 0; None is a tenth of `max_steps`.
+        weight_decay: Of AdamW; not on biases and layer norms.
+        save_steps: Steps between two checkpoints.
+        seed: Of data order, masks, dropout and untrained heads.
+        encoder_mask_ratio: Share of tokens that the encoder guesses.
+        decoder_mask_ratio: Share of tokens hidden from each decoder row.
+        row_fraction: Share of rows that the decoder rebuilds; less than 1 is cheaper and not in the papers.
+        pooling: `cls` or `mean`; None takes what the base's folder records, else `cls`.
+    """
+
+    base: str
+    objective: str | Mapping[str, float] | Objective = "dupmae"
+    max_steps: int = 10_000
+    batch_size: int = 32
+    accumulation: int = 1
+    max_length: int = 256
+    learning_rate: float = 1e-4
+    warmup_steps: int | None = None
+    weight_decay: float = 0.01
+    save_steps: int = 500
+    seed: int = 0
+    encoder_mask_ratio: float = 0.3
+    decoder_mask_ratio: float = 0.5
+    row_fraction: float = 1.0
+    pooling: str | None = None
+    parsed: Objective = field(init=False, repr=False)
+    masks: MaskOptions = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "base", str(self.base))
+        object.__setattr__(self, "parsed", Objective.parse(self.objective))
+        masks = MaskOptions(self.encoder_mask_ratio, self.decoder_mask_ratio, self.row_fraction)
+        object.__setattr__(self, "masks", masks)
+        for name, least in (
+            ("max_steps", 1),
+            ("batch_size", 1),
+            ("accumulation", 1),
+            ("save_steps", 1),
+            ("max_length", 8),
+        ):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} is {getattr(self, name)}; expected at least {least}")
+        if not 0 < self.learning_rate < 1:
+            raise InputError(f"learning_rate is {self.learning_rate}; expected above 0 and below 1, such as 1e-4")
+        if not 0 <= self.weight_decay < 1:
+            raise InputError(f"weight_decay is {self.weight_decay}; expected at least 0 and below 1, such as 0.01")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"seed is {self.seed}; expected a number from 0 to 4,294,967,295")
+        if not 0 <= self.warmup <= self.max_steps:
+            raise InputError(f"warmup_steps is {self.warmup}; expected 0 to max_steps, {self.max_steps}")
+        if self.pooling not in (None, *POOLINGS):
+            raise InputError(f"pooling is {self.pooling!r}; expected {' or '.join(POOLINGS)}")
+
+    @property
+    def warmup(self) -> int:
+        """Steps of warm-up."""
+        return self.max_steps // 10 if self.warmup_steps is None else self.warmup_steps
+
+    def record(self) -> dict[str, Any]:
+        """The options as JSON values, one field each."""
+        named = ("max_steps", "batch_size", "accumulation", "max_length", "learning_rate", "weight_decay", "save_steps")
+        ratios = ("seed", "encoder_mask_ratio", "decoder_mask_ratio", "row_fraction")
+        return {
+            "objective": dict(self.parsed.weights),
+            "decoder_query": self.parsed.decoder_query,
+            "bag_variant": self.parsed.bag_variant,
+            "warmup_steps": self.warmup,
+            **{name: getattr(self, name) for name in (*named, *ratios)},
+        }
+
+
+@dataclass(frozen=True)
+class PretrainResult:
+    """What a call of `pretrain` did.
+
+    Attributes:
+        output: The model folder.
+        already_complete: Whether the folder was there, made by the same configuration; nothing was done then.
+        resumed_from: The step that this call went on from; 0 for a start from the base.
+        card: The run card, as in the folder's `retrokit.json`.
+    """
+
+    output: Path
+    already_complete: bool
+    resumed_from: int
+    card: dict[str, Any]
+
+
+def pretrain(
+    corpus: str | Path,
+    output: str | Path,
+    *,
+    overwrite: bool = False,
+    on_progress: OnProgress | None = None,
+    on_note: OnNote | None = None,
+    **options: Any,
+) -> PretrainResult:
+    """Pretrain an encoder on raw text and write it as a model folder.
+
+    The working state is in `OUTPUT.partial/`. The same call, made again after the process was killed, goes on from the
+    newest complete checkpoint and ends with the same weights, bit for bit on a CPU. Under torchrun every process makes
+    this call.
+
+    Args:
+        corpus: What `retrieval.documents.read_documents` reads.
+        output: The model folder to make.
+        overwrite: Replace an existing folder, and discard working state of another configuration.
+        on_progress: Called with the steps done and `max_steps`.
+        on_note: Called with lines for a person: untrained heads, resumption, what was skipped.
+        **options: The fields of `PretrainConfig`; `base` is required.
+
+    Raises:
+        InputError: An option, the base or the corpus cannot be used; the folder exists; or its working state belongs to
+            another configuration (the message names the fields that differ).
+    """
+    config, target, note = PretrainConfig(**options), Path(output), on_note or (lambda _: None)
+    partial = target.with_name(f"{target.name}.partial")
+    if target.exists() and read_card(target) is None:
+        refuse_existing(target, overwrite=overwrite)
+    base = load_base(config.base, config.parsed, config.masks, pooling=config.pooling, seed=config.seed)
+    limit = base.model.backbone.config.max_position_embeddings
+    if config.max_length > limit:
+        raise InputError(f"max_length is {config.max_length}; the base has {limit} positions: take at most {limit}")
+    with quiet():
+        args = training_arguments(partial / _CHECKPOINTS, config)
+    card = _card(config, base, str(corpus), args)
+    if target.exists() and _same_run(target, card, overwrite=overwrite):
+        return PretrainResult(target, True, 0, read_card(target) or card)
+    with args.main_process_first(local=False):
+        if args.should_save:
+            _prepare(partial, corpus, base, card, overwrite=overwrite)
+    windows = TokenWindows(partial / _TOKENS)
+    _say_start(note, base, windows)
+    step = _train(base, windows, partial, args, on_progress, note)
+    counts = {name: windows.manifest[name] for name in ("documents", "empty", "windows", "tokens")}
+    card |= {"counts": counts, "untrained_heads": base.model.untrained_heads}
+    if args.should_save:
+        log = partial / LOG
+        write_model_folder(target, base, max_length=config.max_length, card=card, log=log, overwrite=overwrite)
+        shutil.rmtree(partial)
+    if args.world_size > 1:
+        torch.distributed.barrier()  # nobody goes on before the folder is there
+    return PretrainResult(target, False, step, card)
+
+
+def _card(config: PretrainConfig, base: Base, corpus: str, args: TrainingArguments) -> dict[str, Any]:
+    """The run card; its `configuration` is what must be equal for a run to go on."""
+    configuration = {
+        **config.record(),
+        "pooling": base.model.pooling,
+        "processes": args.world_size,
+        "base": base.fingerprint,
+        "tokenizer": tokenizer_fingerprint(base.tokenizer),
+        "corpus": corpus_fingerprint(read_documents(corpus)),
+    }
+    return {
+        "made_by": "retrokit pretrain",
+        "base": config.base,
+        "corpus": corpus,
+        "global_batch": config.batch_size * config.accumulation * args.world_size,
+        "configuration": configuration,
+        "packages": package_versions(),
+    }
+
+
+def _same_run(target: Path, card: Mapping[str, Any], *, overwrite: bool) -> bool:
+    """Whether a finished folder was made by the same configuration; another one is refused unless overwritten."""
+    theirs = (read_card(target) or {}).get("configuration", {})
+    found = differences(card["configuration"], theirs)
+    if found and not overwrite:
+        raise InputError(f"{target} was made otherwise ({found}); choose another --output or pass --overwrite")
+    return not found
+
+
+def _open_partial(partial: Path, card: Mapping[str, Any], *, overwrite: bool) -> None:
+    """Make the working folder, or check that the one there belongs to this configuration."""
+    if (partial / RUN).is_file():
+        theirs = read_json(partial / RUN)["configuration"]
+        found = differences(card["configuration"], theirs)
+        if not found:
+            return
+        if not overwrite:
+            raise InputError(
+                f"{partial} belongs to another run ({found}); give the same options, choose another --output, "
+                "or pass --overwrite to start anew"
+            )
+    with new_folder(partial, overwrite=overwrite) as new:
+        write_json(new / RUN, card)
+
+
+def _prepare(partial: Path, corpus: str | Path, base: Base, card: Mapping[str, Any], *, overwrite: bool) -> None:
+    """Bring the working folder to where training can start: this configuration's, tokens, whole checkpoints only."""
+    _open_partial(partial, card, overwrite=overwrite)
+    if not (partial / _TOKENS).is_dir():
+        length = card["configuration"]["max_length"]
+        made = write_tokens(read_documents(corpus), base.tokenizer, partial / _TOKENS, max_length=length)
+        if made["corpus"] != card["configuration"]["corpus"]:
+            shutil.rmtree(partial / _TOKENS)
+            raise InputError(f"{corpus} changed while it was read; start again when it is at rest")
+    step, newest = newest_checkpoint(partial / _CHECKPOINTS) or (0, None)
+    keep_only(partial / _CHECKPOINTS, newest)
+    trim_log(partial / LOG, step)
+
+
+def _say_start(note: OnNote, base: Base, windows: TokenWindows) -> None:
+    counts = windows.manifest
+    empty = f", {counts['empty']:,} empty ones skipped" if counts["empty"] else ""
+    note(f"{counts['documents']:,} documents{empty}: {counts['windows']:,} windows, {counts['tokens']:,} tokens")
+    if base.model.untrained_heads:
+        note(f"the base brings no {' and no '.join(base.model.untrained_heads)}: starting from random numbers")
+
+
+def _train(
+    base: Base,
+    windows: TokenWindows,
+    partial: Path,
+    args: TrainingArguments,
+    on_progress: OnProgress | None,
+    note: OnNote,
+) -> int:
+    """Train from the newest complete checkpoint; gives the step it went on from."""
+    step, newest = newest_checkpoint(partial / _CHECKPOINTS) or (0, None)
+    if newest:
+        note(f"going on from step {step:,} of {args.max_steps:,}")
+    with quiet():
+        trainer = PretrainingTrainer(base.model, args, windows, Collator(base.tokenizer), partial / LOG, on_progress)
+        trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    return step

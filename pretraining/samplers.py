@@ -1,0 +1,89 @@
+"""Samplers: query–document pairs made out of the documents themselves, without labels."""
+
+import hashlib
+import random
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from indexes.errors import InputError
+from retrieval.documents import Document
+from retrieval.pairs import Pair
+
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[\"'(\[]?[A-Z0-9])|\n\s*\n")
+_LEAST_QUERY_WORDS = 3
+_LEAST_TEXT_WORDS = 8
+_KEPT_WHOLE = 0.1
+_SPAN_WORDS = (3, 10)
+
+Sampler = Callable[[Document, random.Random], tuple[str, str] | None]
+"""Makes (query, text) out of a document, or None where it is too short."""
+
+
+def title_and_body(document: Document, draw: random.Random) -> tuple[str, str] | None:
+    """The title asks for the body (Chang et al. 2020 call a variant of it BFS)."""
+    return _long_enough(document.title, document.text, least_query=1)
+
+
+def lead_and_rest(document: Document, draw: random.Random) -> tuple[str, str] | None:
+    """The first sentence asks for the rest."""
+    first, *rest = sentences(document.text)
+    return _long_enough(first, " ".join(rest))
+
+
+def sentence_and_document(document: Document, draw: random.Random) -> tuple[str, str] | None:
+    """A random sentence asks for the document without it; one time in ten for the whole document.
+
+    The inverse cloze task of Lee, Chang and Toutanova (2019), whose 10% keep exact matches useful.
+    """
+    parts = sentences(document.text)
+    place = draw.randrange(len(parts))
+    whole = draw.random() < _KEPT_WHOLE
+    rest = document.content if whole else f"{document.title} {' '.join(parts[:place] + parts[place + 1 :])}".strip()
+    return _long_enough(parts[place], rest)
+
+
+def span_and_document(document: Document, draw: random.Random) -> tuple[str, str] | None:
+    """3–10 consecutive words, as short as what people type, ask for the whole document."""
+    words = document.text.split()
+    length = min(draw.randint(*_SPAN_WORDS), len(words))
+    start = draw.randrange(len(words) - length + 1)
+    return _long_enough(" ".join(words[start : start + length]), document.content)
+
+
+SAMPLERS: dict[str, Sampler] = {
+    "title": title_and_body,
+    "lead": lead_and_rest,
+    "sentence": sentence_and_document,
+    "span": span_and_document,
+}
+
+
+def sample_pairs(documents: Iterable[Document], samplers: Sequence[str], seed: int) -> Iterator[Pair]:
+    """Make pairs: every sampler once for each document that is long enough for it.
+
+    What is drawn from a document depends on the seed, the sampler and the document's id alone.
+
+    Raises:
+        InputError: A sampler's name is unknown.
+    """
+    unknown = [name for name in samplers if name not in SAMPLERS]
+    if unknown:
+        raise InputError(f"sampler {unknown[0]!r} is unknown; expected one of {', '.join(SAMPLERS)}")
+    for document in documents:
+        for name in samplers:
+            key = hashlib.sha256(f"{seed}\0{name}\0{document.id}".encode("utf-8", "replace")).digest()
+            made = SAMPLERS[name](document, random.Random(key)) if document.text.strip() else None  # noqa: S311
+            if made:
+                yield Pair(*made, document.id)
+
+
+def sentences(text: str) -> list[str]:
+    """Split at sentence ends followed by a capital or digit, and at empty lines; never empty."""
+    return [part.strip() for part in _SENTENCE_END.split(text) if part and part.strip()] or [text.strip()]
+
+
+def _long_enough(query: str, text: str, least_query: int = _LEAST_QUERY_WORDS) -> tuple[str, str] | None:
+    query = " ".join(query.split())
+    if len(query.split()) < least_query or len(text.split()) < _LEAST_TEXT_WORDS:
+        return None
+    return query, text

@@ -1,0 +1,194 @@
+"""Packed token shards: a corpus as three flat arrays on disk, and the batches that training reads from them."""
+
+import hashlib
+import itertools
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from indexes.errors import InputError
+from indexes.manifest import new_folder, open_manifest, seal
+from retrieval.documents import Document, document_bytes
+
+KIND = "tokens"
+SPECIALS = 2
+"""[CLS] and [SEP], which are added when a batch is made and are not stored."""
+
+_DOCUMENTS_AT_ONCE = 512
+_LARGEST_SHORT = np.iinfo(np.uint16).max
+
+
+def plain_tokenizer(tokenizer: Any) -> Tokenizer:
+    """A copy of a fast tokenizer's engine that neither truncates nor pads."""
+    engine = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    engine.no_truncation()
+    engine.no_padding()
+    return engine
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """SHA-256 of everything that decides how a tokenizer splits text, as 64 hex digits."""
+    return hashlib.sha256(plain_tokenizer(tokenizer).to_str().encode()).hexdigest()
+
+
+def continuations(tokenizer: Any) -> np.ndarray:
+    """Which ids continue the word before them (BERT's `##` pieces), as bool (greatest id + 1,)."""
+    vocabulary = tokenizer.get_vocab()
+    found = np.zeros(max(vocabulary.values()) + 1, dtype=bool)
+    found[[number for piece, number in vocabulary.items() if piece.startswith("##")]] = True
+    return found
+
+
+def windows(length: int, capacity: int) -> list[tuple[int, int]]:
+    """Cut a text into the fewest consecutive windows that fit, of equal length within one token.
+
+    Nothing is dropped, and equal windows leave no short tail.
+
+    >>> windows(10, 4)
+    [(0, 3), (3, 6), (6, 10)]
+    """
+    count = -(-length // capacity)
+    edges = [length * number // count for number in range(count + 1)] if count else []
+    return list(itertools.pairwise(edges))
+
+
+def write_tokens(documents: Iterable[Document], tokenizer: Any, folder: Path, *, max_length: int) -> dict[str, Any]:
+    """Tokenize a corpus lazily into a tokens folder, published in one step.
+
+    The folder holds `tokens.npy` (uint16 or uint32 ids of all windows end to end), `word_starts.npy` (bool, the
+    first piece of each whole word), `offsets.npy` (int64, windows + 1) and a manifest.
+
+    Args:
+        documents: The corpus; a document without tokens is skipped and counted.
+        tokenizer: A fast tokenizer of transformers.
+        folder: The folder to make; it must not exist.
+        max_length: Tokens in a training row, [CLS] and [SEP] included. Longer documents become several windows.
+
+    Returns:
+        The manifest's counts: documents, empty documents, windows, tokens, and the fingerprints.
+
+    Raises:
+        InputError: The folder exists, or no document has a token.
+    """
+    engine, continued = plain_tokenizer(tokenizer), continuations(tokenizer)
+    kind = np.dtype(np.uint16 if len(continued) - 1 <= _LARGEST_SHORT else np.uint32)
+    digest, offsets, counts = hashlib.sha256(), array("q", [0]), {"documents": 0, "empty": 0}
+    with new_folder(folder) as new:
+        with _Column(new / "tokens.npy", kind) as ids, _Column(new / "word_starts.npy", np.dtype(bool)) as starts:
+            for batch in _batches(documents):
+                for document in batch:
+                    digest.update(document_bytes(document))
+                for encoding in engine.encode_batch([item.content for item in batch], add_special_tokens=False):
+                    pieces = np.asarray(encoding.ids, dtype=kind)
+                    ids.append(pieces)
+                    starts.append(word_starts(pieces, encoding.word_ids, continued))
+                    counts["documents"] += 1
+                    counts["empty"] += not len(pieces)
+                    base = offsets[-1]
+                    offsets.extend(base + end for _, end in windows(len(pieces), max_length - SPECIALS))
+        if len(offsets) == 1:
+            raise InputError(f"none of the corpus's {counts['documents']:,} documents has a token; expected some text")
+        np.save(new / "offsets.npy", np.asarray(offsets, dtype=np.int64))
+        content = {
+            **counts,
+            "windows": len(offsets) - 1,
+            "tokens": offsets[-1],
+            "max_length": max_length,
+            "corpus": digest.hexdigest(),
+            "tokenizer": tokenizer_fingerprint(tokenizer),
+        }
+        seal(new, KIND, content)
+    return content
+
+
+def word_starts(ids: np.ndarray, word_ids: Sequence[int | None], continued: np.ndarray) -> np.ndarray:
+    """Which pieces begin a whole word, as bool (t,).
+
+    The tokenizer's own grouping says where words begin; a `##` piece never begins one (Devlin et al., whole-word
+    masking), whatever the grouping says.
+    """
+    groups = np.fromiter((-1 if word is None else word for word in word_ids), dtype=np.int64, count=len(ids))
+    changed = np.ones(len(ids), dtype=bool)
+    changed[1:] = (groups[1:] != groups[:-1]) | (groups[1:] < 0)
+    return changed & ~continued[ids]
+
+
+class TokenWindows(Dataset[dict[str, np.ndarray]]):
+    """The windows of a tokens folder, memory-mapped; item: `ids` (t,) and `word_starts` (t,), without specials."""
+
+    def __init__(self, folder: Path) -> None:
+        self.manifest = open_manifest(folder, KIND)
+        self._ids, self._starts, self._offsets = (
+            np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+            for name in ("tokens", "word_starts", "offsets")
+        )
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def __getitem__(self, number: int) -> dict[str, np.ndarray]:
+        part = slice(self._offsets[number], self._offsets[number + 1])
+        return {"ids": self._ids[part], "word_starts": self._starts[part]}
+
+
+class Collator:
+    """Windows to one padded batch of [CLS] window [SEP] [PAD]…."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.cls, self.sep, self.pad = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id
+
+    def __call__(self, items: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Tensor]:
+        """Give `ids` (b, t) int64, `attention_mask` (b, t) int64 and `word_starts` (b, t) bool."""
+        longest = max(len(item["ids"]) for item in items) + SPECIALS
+        ids = np.full((len(items), longest), self.pad, dtype=np.int64)  # (b, t)
+        attention, starts = np.zeros_like(ids), np.zeros_like(ids, dtype=bool)
+        ids[:, 0] = self.cls
+        for row, item in enumerate(items):
+            end = len(item["ids"]) + 1
+            ids[row, 1:end], ids[row, end] = item["ids"], self.sep
+            starts[row, 1:end] = item["word_starts"]
+            attention[row, : end + 1] = 1
+        return {
+            "ids": torch.from_numpy(ids),
+            "attention_mask": torch.from_numpy(attention),
+            "word_starts": torch.from_numpy(starts),
+        }
+
+
+class _Column:
+    """A one-dimensional .npy file of unknown length: the header is written again when the length is known."""
+
+    def __init__(self, path: Path, kind: np.dtype) -> None:
+        self.file, self.kind, self.length = path.open("wb"), kind, 0
+        self._write_header()
+
+    def append(self, values: np.ndarray) -> None:
+        values.astype(self.kind, copy=False).tofile(self.file)
+        self.length += len(values)
+
+    def _write_header(self) -> None:
+        # numpy pads headers so that the first axis may grow to 21 digits: the second header fills the same bytes.
+        header = {"descr": np.lib.format.dtype_to_descr(self.kind), "fortran_order": False, "shape": (self.length,)}
+        np.lib.format.write_array_header_1_0(self.file, header)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.file.seek(0)
+        self._write_header()
+        self.file.close()
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    iterator = iter(documents)
+    while batch := list(itertools.islice(iterator, _DOCUMENTS_AT_ONCE)):
+        yield batch

@@ -1,0 +1,49 @@
+"""Text in, hits out: documents, encoders, corpus encoding, retrievers, fusion, and the command line.
+
+Knows text and query–document pairs; never relevance judgements or pretraining.
+Letters in shapes: b batch, t tokens, d dim, q queries, n documents, k hits.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from retrieval.analyzer import Analyzer
+    from retrieval.documents import Document, read_documents
+    from retrieval.encoder import Encoder
+    from retrieval.pairs import Pair, read_pairs
+    from retrieval.retriever import Hit, Retriever, build_index
+
+__all__ = [
+    "Analyzer",
+    "Document",
+    "Encoder",
+    "Hit",
+    "Pair",
+    "Retriever",
+    "build_index",
+    "read_documents",
+    "read_pairs",
+]
+
+_HOMES = {
+    "Analyzer": "analyzer",
+    "Document": "documents",
+    "Encoder": "encoder",
+    "Hit": "retriever",
+    "Pair": "pairs",
+    "Retriever": "retriever",
+    "build_index": "retriever",
+    "read_documents": "documents",
+    "read_pairs": "pairs",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"retrieval.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

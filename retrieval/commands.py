@@ -1,0 +1,197 @@
+"""The commands encode, index, search and show."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from indexes.errors import InputError
+from indexes.manifest import MANIFEST, read_json, write_json
+from retrieval.console import note, out, progress, table
+
+if TYPE_CHECKING:
+    from indexes.vectors import VectorStore
+    from retrieval.encoder import Encoder
+
+CORPUS = "A BEIR folder, a .jsonl or .jsonl.gz file, a folder of texts, or python-docs[:PACKAGE,…]."
+ENCODER = "A model folder, a name on the model hub, or all-MiniLM-L6-v2 (packaged)."
+JSON = "Also write the result as JSON to this file."
+
+Json = Annotated[Path | None, typer.Option("--json", help=JSON, metavar="FILE")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
+
+
+def encode(
+    corpus: Annotated[str, typer.Argument(help=CORPUS)],
+    *,
+    encoder: Annotated[str, typer.Option(help=ENCODER, metavar="MODEL")] = "all-MiniLM-L6-v2",
+    output: Annotated[Path, typer.Option(help="The vectors folder to make.", metavar="VECTORS_FOLDER")],
+    pooling: Annotated[str | None, typer.Option(help="cls, mean, max or lasttoken, if the model does not say.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Cut texts at fewer tokens than the model does.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16: the precision to compute in.")] = "float32",
+    shard_rows: Annotated[int, typer.Option(help="Documents in a shard: the most a killed run can lose.")] = 2048,
+    overwrite: Overwrite = False,
+    json: Json = None,
+) -> None:
+    """Turn a corpus into vectors: a folder of memory-mapped shards.
+
+    Killed? Run the same command again: finished shards are kept.
+    """
+    from retrieval.encoder import Encoder
+
+    model = Encoder.load(encoder, pooling=pooling, max_length=max_length, dtype=dtype)
+    store = _encode(model, corpus, output, shard_rows=shard_rows, overwrite=overwrite)
+    _write_json(json, {"rows": len(store), "dim": store.dim, "fingerprint": model.fingerprint})
+    out.print(f"{output}: {len(store):,} vectors of {store.dim} dimensions", markup=False)
+    note(f"next: retrokit index {output} --output {output.with_suffix('.index')}")
+
+
+def index(
+    source: Annotated[str, typer.Argument(help="A vectors folder, or a corpus, which is then encoded first.")],
+    *,
+    output: Annotated[Path, typer.Option(help="The index folder to make.", metavar="INDEX_FOLDER")],
+    factory: Annotated[
+        str, typer.Option(help="FAISS factory string: Flat (exact), HNSW32, IVF256,PQ48x4fs …")
+    ] = "Flat",
+    encoder: Annotated[
+        str, typer.Option(help=f"To encode a corpus with. {ENCODER}", metavar="MODEL")
+    ] = "all-MiniLM-L6-v2",
+    corpus: Annotated[str | None, typer.Option(help="The vectors' documents, if they moved since encoding.")] = None,
+    dense_only: Annotated[bool, typer.Option("--dense-only", help="Leave BM25 and the texts out.")] = False,
+    language: Annotated[str, typer.Option(help="Of BM25's stemmer (Snowball), or none.")] = "english",
+    overwrite: Overwrite = False,
+    json: Json = None,
+) -> None:
+    """Build an index: FAISS over the vectors, BM25 and the texts over the documents.
+
+    From a corpus, the vectors go to OUTPUT.vectors and are used again next time.
+    """
+    from indexes.manifest import refuse_existing
+    from indexes.vectors import KIND, VectorStore
+    from retrieval.documents import read_documents
+    from retrieval.encoder import Encoder
+    from retrieval.retriever import build_index
+
+    refuse_existing(output, overwrite=overwrite)
+    folder = Path(source)
+    if not _is_kind(folder, KIND):
+        folder = output.with_name(f"{output.name}.vectors")
+        _encode(Encoder.load(encoder), source, folder, overwrite=overwrite)
+    vectors = VectorStore.open(folder)
+    texts = None if dense_only else corpus or vectors.corpus.get("source")
+    if texts is None and not dense_only:
+        raise InputError(
+            f"{folder} does not say what it was made of; pass --corpus for BM25 and texts, or --dense-only"
+        )
+    documents = read_documents(texts) if texts else None
+    built = build_index(vectors, output, factory=factory, documents=documents, language=language, overwrite=overwrite)
+    size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
+    _write_json(json, {"rows": len(built), "factory": factory, "bytes": size, "lexical": built.lexical is not None})
+    parts = f"{factory} ({built.metric})" + (" + BM25 + texts" if built.lexical else "")
+    out.print(f"{output}: {len(built):,} documents, {parts}, {size / 1e6:,.1f} MB", markup=False)
+    note(f'next: retrokit search {output} "your question"')
+
+
+def search(
+    index: Annotated[Path, typer.Argument(help="An index folder.", metavar="INDEX_FOLDER")],
+    query: Annotated[str, typer.Argument(help="The question, in quotes.")],
+    *,
+    k: Annotated[int, typer.Option("-k", help="How many documents to show.")] = 10,
+    mode: Annotated[
+        str | None, typer.Option(help="lexical, dense or hybrid (the default where there is BM25).")
+    ] = None,
+    fusion: Annotated[str, typer.Option(help="How hybrid fuses: zscore or rrf.")] = "zscore",
+    weight: Annotated[float | None, typer.Option(help="Of BM25 in the fusion (zscore: 0.5, rrf: 1).")] = None,
+    encoder: Annotated[str | None, typer.Option(help="The index's encoder, if it moved.", metavar="MODEL")] = None,
+    json: Json = None,
+) -> None:
+    """Search an index with one question."""
+    from retrieval.retriever import Retriever
+
+    hits = Retriever.open(index, encoder, fusion=fusion, weight=weight).search(query, k, mode=mode)
+    _write_json(json, {"query": query, "hits": [hit._asdict() for hit in hits]})
+    if not hits:
+        note(f"nothing in {index} matches {query!r}")
+    for hit in hits:
+        out.print(f"{hit.rank:>3}  {hit.score:8.4f}  {hit.id}", style="bold", markup=False)
+        if hit.text:
+            out.print(f"     {_preview(hit.text)}", markup=False)
+
+
+def show(
+    folder: Annotated[str, typer.Argument(help="A model, vectors or index folder, or the name of a model.")],
+    *,
+    verify: Annotated[bool, typer.Option("--verify", help="Compare every file with its checksum.")] = False,
+    json: Json = None,
+) -> None:
+    """Show what a folder is and what made it: encoder, pooling, prompts, lengths, fingerprints."""
+    fields = _describe(Path(folder), folder, verify=verify)
+    _write_json(json, fields)
+    out.print(table(("field", "value"), list(_flat(fields)), numbers=False))
+
+
+def _encode(
+    model: "Encoder", corpus: str, folder: Path, *, shard_rows: int = 2048, overwrite: bool = False
+) -> "VectorStore":
+    from retrieval.documents import read_documents
+
+    with progress(f"Encoding {corpus}", "documents") as report:
+        return model.encode_corpus(
+            read_documents(corpus),
+            folder,
+            source=_source(corpus),
+            shard_rows=shard_rows,
+            overwrite=overwrite,
+            on_progress=report,
+        )
+
+
+def _describe(path: Path, name: str, *, verify: bool) -> dict[str, Any]:
+    if (path / MANIFEST).is_file():
+        from indexes.index import Index
+        from indexes.vectors import VectorStore
+
+        kind = read_json(path / MANIFEST).get("kind")
+        if kind not in ("index", "vectors"):
+            raise InputError(f"{path} is a folder of kind {kind!r}; expected a model, vectors or index folder")
+        opened: Any = Index.open(path) if kind == "index" else VectorStore.open(path)
+        if verify:
+            opened.verify()
+        fields = {name: value for name, value in read_json(path / MANIFEST).items() if name not in ("files", "shards")}
+        return {**fields, **({"files": "all as their checksums say"} if verify else {})}
+    from retrieval.encoder import Encoder
+    from retrieval.model_folder import resolve
+
+    model = Encoder.load(name)
+    card = resolve(name) / "retrokit.json"
+    return {"kind": "model", **model.made_by, **({"run card": read_json(card)} if card.is_file() else {})}
+
+
+def _is_kind(folder: Path, kind: str) -> bool:
+    path = folder / MANIFEST
+    return path.is_file() and read_json(path).get("kind") == kind
+
+
+def _source(corpus: str) -> str:
+    """What a vectors folder remembers of its corpus: absolute, so that it is found from any working directory."""
+    return corpus if corpus.startswith("python-docs") else str(Path(corpus).resolve())
+
+
+def _write_json(path: Path | None, value: Any) -> None:
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, value)
+
+
+def _preview(text: str, width: int = 160) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= width else f"{flat[: width - 1]}…"
+
+
+def _flat(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", repr(value) if value == "" else str(value)

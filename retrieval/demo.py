@@ -1,0 +1,128 @@
+"""The main job as a recipe: build a test collection, search it, adapt the encoder to it, and measure what that brought.
+
+Every stage is a command called through the command table, and hands a folder on.
+"""
+
+import shutil
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from indexes.manifest import read_json, refuse_existing, write_json
+from retrieval.cli import load_command
+from retrieval.console import note, out, table
+
+PACKAGES = "numpy,scipy,scikit-learn,networkx,torch"
+ENCODER = "all-MiniLM-L6-v2"
+MEASURE = "nDCG@10"
+
+
+def demo(
+    output: Annotated[Path, typer.Option(help="The folder for all that is made.", metavar="FOLDER")] = Path(
+        "retrokit-demo"
+    ),
+    *,
+    documents: Annotated[int, typer.Option(help="Documents to search.")] = 3000,
+    test_queries: Annotated[int, typer.Option(help="Queries that are held out to measure with.")] = 300,
+    steps: Annotated[int, typer.Option(help="Training steps of the adaptation.")] = 60,
+    packages: Annotated[str, typer.Option(help="Whose documentation, by distribution name.")] = PACKAGES,
+    seed: Annotated[int, typer.Option(help="Another seed, another sample.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew if the folder exists.")] = False,
+    json: Annotated[Path | None, typer.Option("--json", help="Also write the measures to this file.")] = None,
+) -> None:
+    """Search the documentation of the Python packages installed here, then teach the encoder to do it better.
+
+    Measures BM25, the packaged encoder, both fused, and the encoder adapted to this corpus, on queries it never saw.
+    Needs no network and no labels. Interrupted? Run it again: finished stages are kept.
+    """
+    if overwrite:
+        shutil.rmtree(output, ignore_errors=True)
+    if (output / "report").exists():
+        refuse_existing(output, overwrite=False)
+    start = time.monotonic()
+    corpus = output / "corpus"
+    if not corpus.exists():
+        _stage(1, f"collect documents and queries from the documentation of {packages}")
+        spec = f"python-docs:{packages}"
+        load_command("collection")(spec, corpus, documents=documents, test_queries=test_queries, seed=seed)
+    _stage(2, f"encode, index and measure: BM25, {ENCODER}, and both fused")
+    base = _measure(output, "base", ENCODER, corpus)
+    _stage(3, "adapt the encoder to the corpus, by contrast alone and with DupMAE beside it")
+    adapted = {
+        "contrastive": _adapt(output / "adapted-contrastive", corpus, steps, seed, objective=None),
+        "contrastive + DupMAE": _adapt(output / "adapted", corpus, steps, seed, objective="dupmae"),
+    }
+    _say_terms(adapted)
+    _stage(4, "encode, index and measure again with the adapted encoder")
+    after = _measure(output, "adapted", str(output / "adapted"), corpus)
+    systems = {
+        "bm25": base["lexical"],
+        "base": base["dense"],
+        "fused": base["hybrid"],
+        "adapted": after["dense"],
+        "adapted+fused": after["hybrid"],
+    }
+    runs = [_named_run(output, name, part) for name, part in zip(systems, _RUNS, strict=True)]
+    load_command("evaluate")(str(corpus), run=runs, output=output / "report")
+    if json is not None:
+        write_json(json, {"systems": systems, "terms": adapted, "seconds": round(time.monotonic() - start, 1)})
+    rows = [(name, *(f"{value:.4f}" for value in measures.values())) for name, measures in systems.items()]
+    title = f"{documents:,} documents, {test_queries} held-out queries"
+    out.print(table(("system", *systems["base"]), rows, title=title))
+    out.print(f"report: {output / 'report' / 'report.html'}", markup=False)
+    out.print(f'try:    retrokit search {output / "adapted.index"} "solve a system of linear equations"', markup=False)
+    note(f"{time.monotonic() - start:.0f} s in all")
+
+
+_RUNS = ("base/lexical", "base/dense", "base/hybrid", "adapted/dense", "adapted/hybrid")
+
+
+def _measure(output: Path, name: str, encoder: str, corpus: Path) -> dict[str, dict[str, float]]:
+    """Encode, index and evaluate; stages whose result is there are kept."""
+    vectors, index, result = (output / f"{name}.{kind}" for kind in ("vectors", "index", "evaluation"))
+    load_command("encode")(str(corpus), encoder=encoder, output=vectors, max_length=128, shard_rows=512)
+    if not index.exists():
+        load_command("index")(str(vectors), output=index)
+    if not result.exists():
+        load_command("evaluate")(str(corpus), index=index, output=result)
+    return read_json(result / "report.json")["systems"]
+
+
+def _adapt(model: Path, corpus: Path, steps: int, seed: int, *, objective: str | None) -> dict[str, Any]:
+    """Learn from the corpus's own training queries; give what the held-back ones say."""
+    load_command("adapt")(
+        str(corpus),
+        encoder=ENCODER,
+        output=model,
+        pairs=corpus / "train-pairs.jsonl",
+        objective=objective,
+        steps=steps,
+        max_length=96,
+        seed=seed,
+    )
+    card = read_json(model / "retrokit.json")
+    return {"start": card["checks"]["0"], "best": max(card["checks"].values()), "chosen step": card["chosen"]}
+
+
+def _say_terms(adapted: dict[str, dict[str, Any]]) -> None:
+    rows = [
+        (name, f"{found['start']:.4f}", f"{found['best']:.4f}", f"{found['best'] - found['start']:+.4f}")
+        for name, found in adapted.items()
+    ]
+    title = "what each term brought, nDCG@10 on queries held back from training"
+    out.print(table(("terms", "before", "after", "gain"), rows, title=title))
+
+
+def _named_run(output: Path, name: str, part: str) -> Path:
+    """Copy a run file to where its file name is the system's name in the report."""
+    folder, _, mode = part.partition("/")
+    target = output / "runs" / f"{name}.trec"
+    target.parent.mkdir(exist_ok=True)
+    shutil.copyfile(output / f"{folder}.evaluation" / f"{mode}.trec", target)
+    return target
+
+
+def _stage(number: int, what: str) -> None:
+    note(f"[{number}/4] {what}")

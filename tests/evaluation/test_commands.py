@@ -1,0 +1,130 @@
+import json
+import subprocess
+import sys
+import types
+
+import pytest
+
+import evaluation
+from evaluation import commands
+from evaluation.known_items import split_known_items
+from evaluation.runs import make_ranking, write_run
+from evaluation.testsets import load_dataset, write_collection
+from indexes.errors import InputError
+from retrieval.documents import Document
+
+
+class Hit(types.SimpleNamespace):
+    pass
+
+
+class Everything:
+    modes = ("lexical", "dense", "hybrid")
+
+    def search_many(self, texts, k, *, mode):
+        order = ["d1", "d2"] if mode != "lexical" else ["d2", "d1"]
+        return [[Hit(id=name, score=-row) for row, name in enumerate(order)] for _ in texts]
+
+
+@pytest.fixture
+def toy(tmp_path):
+    documents = [Document("d1", "one"), Document("d2", "two")]
+    write_collection(tmp_path / "toy", documents, {"q1": "one?"}, {"test": {"q1": {"d1": 1}}})
+    return tmp_path / "toy"
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    opened = commands._Opened(Everything(), {"encoder fingerprint": "e" * 64})
+    monkeypatch.setattr(commands, "_open_encoder", lambda name, testset, cache: opened)
+    monkeypatch.setattr(commands, "_open_index", lambda folder: opened)
+
+
+def test_a_run_file_is_measured(toy, tmp_path, capsys):
+    write_run({"q1": make_ranking(["d2", "d1"], [2, 1], place="q1")}, tmp_path / "mine.trec")
+    out, report = tmp_path / "out.json", tmp_path / "report"
+    commands.evaluate(str(toy), run=tmp_path / "mine.trec", measure=["MRR@10"], json=out, output=report)
+    document = json.loads(out.read_text())
+    assert document["metrics"] == {"MRR@10": 0.5}
+    assert document["systems"] == {"mine.trec": {"MRR@10": 0.5}}
+    assert (report / "report.html").is_file()
+    printed = capsys.readouterr()
+    assert "0.5000" in printed.out
+    assert f"wrote {out}" in printed.err
+    with pytest.raises(InputError, match="already exists"):
+        commands.evaluate(str(toy), run=tmp_path / "mine.trec", output=report)
+
+
+@pytest.mark.parametrize(
+    ("options", "systems"),
+    [
+        ({"encoder": "some"}, ["dense"]),
+        ({"encoder": "some", "hybrid": True}, ["lexical", "dense", "hybrid"]),
+        ({"encoder": "some", "mode": ["dense", "lexical"]}, ["dense", "lexical"]),
+        ({"index": "some"}, ["lexical", "dense", "hybrid"]),
+    ],
+)
+def test_the_systems_follow_from_the_options(toy, tmp_path, opened, options, systems):
+    commands.evaluate(str(toy), json=tmp_path / "out.json", **options)
+    document = json.loads((tmp_path / "out.json").read_text())
+    assert list(document["systems"]) == systems
+    assert document["metrics"] == document["systems"][systems[-1]]
+    assert document["made_by"]["encoder fingerprint"] == "e" * 64
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "found none of --encoder, --index and --run; give exactly one"),
+        ({"encoder": "a", "index": "b"}, "found --encoder and --index of"),
+        ({"run": "a", "hybrid": True}, "a run file was searched already"),
+        ({"encoder": "a", "hybrid": True, "mode": ["dense"]}, "give one or the other"),
+        ({"encoder": "a", "mode": ["sparse"]}, "unknown mode 'sparse'; known are lexical, dense, hybrid"),
+        ({"index": "a", "cache": "b"}, "--cache is where --encoder keeps its vectors"),
+        ({"encoder": "a", "measure": ["F1"]}, "unknown measure 'F1'"),
+    ],
+)
+def test_options_that_do_not_agree_are_refused(toy, options, message):
+    with pytest.raises(InputError, match=message):
+        commands.evaluate(str(toy), **options)
+
+
+def test_the_cache_goes_by_fingerprints(toy, tmp_path, monkeypatch):
+    testset = load_dataset(toy)
+    folder = commands._cache_folder(tmp_path, testset, "e" * 64)
+    assert folder == tmp_path / f"{testset.corpus_fingerprint[:24]}-{'e' * 24}"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    assert commands._cache_folder(None, testset, "e" * 64).parent == tmp_path / "home" / "retrokit"
+
+
+def test_a_collection_is_made_from_known_items(tmp_path, monkeypatch):
+    items = [types.SimpleNamespace(document=Document(f"f{row}", "text"), query=f"q {row}") for row in range(20)]
+    fake = types.ModuleType("retrieval.python_docs")
+    fake.read_python_docs = lambda spec: iter(items)
+    monkeypatch.setitem(sys.modules, "retrieval.python_docs", fake)
+    made, out = tmp_path / "made", tmp_path / "out.json"
+    commands.collection("python-docs", made, documents=15, test_queries=5, json=out)
+    assert load_dataset(made).qrels == split_known_items(items, documents=15, test_queries=5, seed=0).qrels["test"]
+    assert json.loads(out.read_text())["queries"] == {"test": 5, "train": 10}
+    with pytest.raises(InputError, match="already exists"):
+        commands.collection("python-docs", made)
+    with pytest.raises(InputError, match=r"no known items in 'corpus.jsonl'; expected python-docs"):
+        commands.collection("corpus.jsonl", tmp_path / "other")
+
+
+def test_every_public_name_is_there_and_a_function_is_never_hidden_by_a_module():
+    assert evaluation.__all__ == sorted(evaluation._HOMES, key=lambda name: evaluation.__all__.index(name))
+    assert set(evaluation.__all__) == set(evaluation._HOMES)
+    for name in evaluation.__all__:
+        assert not isinstance(getattr(evaluation, name), types.ModuleType), name
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = evaluation.nothing
+
+
+def test_importing_everything_loads_no_torch():
+    modules = (
+        "commands, known_items, measures, page, presentation, qrels, report, runs, significance, systems, testsets"
+    )
+    heavy = {"torch", "transformers", "faiss"}
+    code = f"import sys; from evaluation import {modules}; assert not {heavy} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

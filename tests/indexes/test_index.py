@@ -1,0 +1,237 @@
+"""Vectors and index folders: search against brute force, fusion moments, refusals, damage, resume."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from indexes.errors import InputError
+from indexes.exact import ScoreMoments, search_exact
+from indexes.index import Entry, Index
+from indexes.lexical import Lexical
+from indexes.manifest import differences, new_folder
+from indexes.vectors import VectorStore, VectorWriter, save_vectors
+
+FACTORIES = ["Flat", "HNSW16", "HNSW16_SQ8", "IVF8,Flat", "SQ8", "PQ8x4fs", "IVF8,PQ8x4fs,RFlat", "PCA16,Flat"]
+N, D = 1200, 32
+
+
+@pytest.fixture(scope="module")
+def rows():
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(N, D)).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+@pytest.fixture(scope="module")
+def queries(rows):
+    noisy = rows[:40] + 0.05 * np.random.default_rng(1).normal(size=(40, D)).astype(np.float32)
+    return (noisy / np.linalg.norm(noisy, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def store(rows, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vectors") / "rows"
+    return save_vectors(folder, rows, [f"d{n}" for n in range(N)], made_by={"encoder": "a", "normalize": True})
+
+
+def entries():
+    return (Entry(f"d{n}", ["all", f"word{n % 7}"], f"text number {n}") for n in range(N))
+
+
+@pytest.mark.parametrize("factory", FACTORIES)
+def test_every_factory_gives_exact_scores_and_min_k_n_hits(store, rows, queries, factory, tmp_path):
+    index = Index.build(store, factory, tmp_path / "index")
+    truth = search_exact(queries, [(0, rows)], 10)
+    found = index.search(queries, 10)
+    exact = np.take_along_axis(queries @ rows.T, found.rows, axis=1)
+    np.testing.assert_allclose(found.scores, exact, atol=1e-6)
+    assert (np.diff(found.scores, axis=1) <= 0).all()
+    # The query is a document with a little noise: its own document must come first whatever the compression.
+    assert (found.rows[:, 0] == truth.rows[:, 0]).mean() >= 0.9
+    if factory in ("Flat", "HNSW16"):
+        np.testing.assert_array_equal(found.rows, truth.rows)
+    deep = index.search(queries[:2], N + 5)
+    assert [(line >= 0).sum() for line in deep.rows] == [N, N]
+    assert all(len(set(line[:N].tolist())) == N for line in deep.rows)
+
+
+def test_opened_again_answers_the_same_and_faiss_reads_the_file(store, queries, tmp_path):
+    import faiss
+
+    built = Index.build(store, "HNSW16", tmp_path / "index", entries=entries(), analyzer="none")
+    opened = Index.open(tmp_path / "index")
+    np.testing.assert_array_equal(built.search(queries, 5).rows, opened.search(queries, 5).rows)
+    plain = faiss.read_index(str(tmp_path / "index" / "dense.faiss"))
+    assert (plain.ntotal, plain.d, plain.metric_type) == (N, D, faiss.METRIC_INNER_PRODUCT)
+    assert opened.ids[17] == "d17"
+    assert opened.row("d17") == 17
+    assert opened.text(17) == "text number 17"
+    assert opened.lexical.search([["word3"]], 3).rows.tolist() == [[3, 10, 17]]
+    assert opened.lexical.search([["unknown"], ["word3", "unknown"]], 1).rows.tolist() == [[-1], [3]]
+    opened.verify()
+
+
+def test_search_refuses_what_would_answer_wrongly(store, queries, tmp_path):
+    index = Index.build(store, "Flat", tmp_path / "index")
+    with pytest.raises(InputError, match=r"shape \(40, 31\)"):
+        index.search(queries[:, 1:], 3)
+    with pytest.raises(InputError, match="length 2.000"):
+        index.search(queries * 2, 3)
+    with pytest.raises(InputError, match="NaN"):
+        index.search(np.full((1, D), np.nan, np.float32), 3)
+    with pytest.raises(InputError, match="k is 0"):
+        index.search(queries, 0)
+    with pytest.raises(InputError, match=r"index ≠ encoder: encoder: a ≠ b, fingerprint: .* normalize: True ≠ False"):
+        index.check_encoder({"encoder": "b", "fingerprint": "0" * 64, "normalize": False}, "b")
+
+
+def test_inner_product_where_vectors_are_not_of_unit_length(tmp_path, rows, queries):
+    store = save_vectors(tmp_path / "raw", rows * 3, [f"d{n}" for n in range(N)], made_by={"normalize": False})
+    index = Index.build(store, "Flat", tmp_path / "index")
+    assert index.metric == "ip"
+    np.testing.assert_allclose(index.search(queries * 2, 1).scores, 6 * search_exact(queries, [(0, rows)], 1).scores, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: (folder / "ids.json").unlink(), "ids.json is missing"),
+        (lambda folder: os.truncate(folder / "dense.faiss", 100), "dense.faiss has 100 bytes"),
+        (lambda folder: (folder / "manifest.json").write_text("{"), "not readable as JSON"),
+        (lambda folder: (folder / "manifest.json").write_text('{"kind": "vectors"}'), "expected a index folder"),
+        (lambda folder: (folder / "manifest.json").unlink(), "has no manifest.json"),
+    ],
+)
+def test_a_damaged_index_is_refused_by_name(store, tmp_path, change, message):
+    Index.build(store, "Flat", tmp_path / "index")
+    change(tmp_path / "index")
+    with pytest.raises(InputError, match=message):
+        Index.open(tmp_path / "index")
+
+
+def test_verify_finds_a_flipped_bit(store, tmp_path):
+    index = Index.build(store, "Flat", tmp_path / "index")
+    path = tmp_path / "index" / "moments.npy"
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 4
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"moments.npy is damaged"):
+        index.verify()
+
+
+def test_a_failed_build_leaves_what_was_there(store, tmp_path):
+    Index.build(store, "Flat", tmp_path / "index")
+    before = (tmp_path / "index" / "manifest.json").read_bytes()
+    with pytest.raises(InputError, match="already exists"):
+        Index.build(store, "Flat", tmp_path / "index")
+    with pytest.raises(InputError, match="FAISS cannot build 'Nonsense'.*could not parse"):
+        Index.build(store, "Nonsense", tmp_path / "index", overwrite=True)
+    with pytest.raises(InputError, match="document 1 of the corpus is 'x'; the vectors have 'd0'"):
+        Index.build(store, "Flat", tmp_path / "index", entries=iter([Entry("x", ["a"], "a")]), overwrite=True)
+    with pytest.raises(InputError, match="has 1 documents; the vectors have 1200"):
+        Index.build(store, "Flat", tmp_path / "index", entries=iter([Entry("d0", ["a"], "a")]), overwrite=True)
+    assert (tmp_path / "index" / "manifest.json").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+    Index.build(store, "HNSW16", tmp_path / "index", overwrite=True)
+    assert Index.open(tmp_path / "index").factory == "HNSW16"
+
+
+def test_moments_equal_those_of_all_scores(rows, queries):
+    scores = queries.astype(np.float64) @ rows.astype(np.float64).T
+    mean, deviation = ScoreMoments.of([(0, rows[:500]), (500, rows[500:])], D).of_scores(queries)
+    np.testing.assert_allclose(mean, scores.mean(axis=1), atol=1e-12)
+    np.testing.assert_allclose(deviation, scores.std(axis=1), atol=1e-12)
+
+
+def test_bm25_equals_its_formula():
+    documents = [["a", "b", "a"], ["b", "c"], ["c", "c", "c", "d"], ["e"]]
+    index = Lexical.build(documents, k1=0.9, b=0.4)
+    mean = np.mean([len(document) for document in documents])
+
+    def score(terms, document):
+        total = 0.0
+        for term in terms:
+            df = sum(term in other for other in documents)
+            tf = document.count(term)
+            idf = np.log(1 + (len(documents) - df + 0.5) / (df + 0.5))
+            total += idf * tf / (tf + 0.9 * (1 - 0.4 + 0.4 * len(document) / mean)) if df else 0
+        return total
+
+    for query in (["a"], ["b", "c"], ["c", "c", "zzz"], ["zzz"]):
+        np.testing.assert_allclose(index.scores(query), [score(query, document) for document in documents], rtol=1e-6)
+    with pytest.raises(InputError, match="none of the 2 documents holds a term"):
+        Lexical.build([[], []])
+
+
+def writer(folder, **changes):
+    plan = dict(made_by={"fingerprint": "f" * 64, "encoder": "a"}, dim=4, shard_rows=3) | changes
+    return VectorWriter(folder, **plan)
+
+
+def test_writing_goes_on_where_it_stopped(tmp_path):
+    shard = np.arange(12, dtype=np.float32).reshape(3, 4)
+    first = writer(tmp_path / "v")
+    first.write(0, shard, ["a", "b", "c"], "one")
+    # A process killed here leaves a shard without its record.
+    np.save(tmp_path / "v.partial" / "shard-00001.npy", shard)
+    with pytest.raises(InputError, match="unfinished"):
+        VectorStore.open(tmp_path / "v")
+    again = writer(tmp_path / "v")
+    assert [again.source(0), again.source(1)] == ["one", None]
+    again.write(1, shard[:2] + 100, ["d", "e"], "two")
+    store = again.finish(2, {"source": None, "fingerprint": "x"})
+    assert store.ids == ["a", "b", "c", "d", "e"]
+    assert len(store) == 5
+    np.testing.assert_array_equal(store[[4, 0]], [shard[1] + 100, shard[0]])
+    np.testing.assert_array_equal(store[1:4], np.vstack([shard[1:], shard[:1] + 100]))
+    assert isinstance(next(store.blocks())[1], np.memmap)
+    assert not (tmp_path / "v.partial").exists()
+    with pytest.raises(InputError, match="row 5 asked for"):
+        store[[5]]
+
+
+def test_a_damaged_shard_counts_as_unmade_and_another_plan_is_refused(tmp_path):
+    first = writer(tmp_path / "v")
+    first.write(0, np.ones((3, 4), np.float32), ["a", "b", "c"], "one")
+    path = tmp_path / "v.partial" / "shard-00000.npy"
+    path.write_bytes(path.read_bytes()[:-4])
+    assert first.source(0) is None
+    with pytest.raises(InputError, match="begun differently .*shard_rows: 3 ≠ 5"):
+        writer(tmp_path / "v", shard_rows=5)
+    assert path.exists()
+    with pytest.raises(InputError, match=r"'b' gave a vector with NaN"):
+        first.write(0, np.array([[1, 1, 1, 1], [np.nan, 1, 1, 1]], np.float32), ["a", "b"], "one")
+    writer(tmp_path / "v", shard_rows=5, overwrite=True)
+    assert not path.exists()
+
+
+def test_a_truncated_shard_of_a_finished_folder_is_named(store, tmp_path, rows):
+    folder = tmp_path / "v"
+    save_vectors(folder, rows, [f"d{n}" for n in range(N)], made_by={})
+    os.truncate(folder / "shard-00000.npy", 1000)
+    with pytest.raises(InputError, match=r"shard-00000.npy has 1,000 bytes; the manifest says"):
+        VectorStore.open(folder)
+
+
+def test_a_killed_build_leaves_nothing_but_a_folder_that_is_swept_up(tmp_path):
+    code = (
+        "import os, signal, sys; from pathlib import Path; from indexes.manifest import new_folder\n"
+        "with new_folder(Path(sys.argv[1])) as new:\n"
+        "    (new / 'half').write_text('x'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], check=False)
+    assert not (tmp_path / "out").exists()
+    assert len(list(tmp_path.iterdir())) == 1
+    with new_folder(tmp_path / "out") as new:
+        (new / "whole").write_text(json.dumps({}))
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_differences_name_both_sides():
+    assert differences({"a": 1, "b": "", "c": "x" * 64}, {"a": 2, "b": "q", "c": "y" * 64}) == (
+        f"a: 1 ≠ 2, b: '' ≠ q, c: {'x' * 12} ≠ {'y' * 12}"
+    )

@@ -1,0 +1,133 @@
+"""The reader: every kind of corpus, and what it says of malformed ones."""
+
+import gzip
+import itertools
+import json
+
+import pytest
+
+from indexes.errors import InputError
+from retrieval.analyzer import Analyzer
+from retrieval.documents import Document, corpus_fingerprint, read_documents
+from retrieval.pairs import read_pairs
+from retrieval.python_docs import known_item, read_python_docs
+
+
+def read(path):
+    return list(read_documents(path))
+
+
+def test_json_lines_beir_folders_gzip_and_texts(tmp_path):
+    lines = '{"_id": "a", "title": "T", "text": "x y"}\n\n{"id": 7, "text": "z", "title": null}\n'
+    expected = [Document("a", "x y", "T"), Document("7", "z")]
+    (tmp_path / "beir").mkdir()
+    for path in (tmp_path / "c.jsonl", tmp_path / "beir" / "corpus.jsonl"):
+        path.write_text(lines)
+    with gzip.open(tmp_path / "c.jsonl.gz", "wt") as file:
+        file.write(lines)
+    assert read(tmp_path / "c.jsonl") == read(tmp_path / "c.jsonl.gz") == read(tmp_path / "beir") == expected
+    assert expected[0].content == "T x y"
+    assert expected[1].content == "z"
+    texts = tmp_path / "texts"
+    (texts / "sub dir").mkdir(parents=True)
+    (texts / "b.md").write_text("# B\n")
+    (texts / "sub dir" / "a.txt").write_text("A")
+    (texts / "c.png").write_bytes(b"\x89")
+    assert read(texts) == [Document("b.md", "# B"), Document("sub_dir/a.txt", "A")]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"_id": "a", "text": "x"}\n{"_id": "b" "text"}\n', r"c.jsonl, line 2: not JSON .*'\{\"_id\": \"b\" \"text\"\}'; expected one JSON object"),
+        ('{"_id": "a", "text": "x"}\n[1]\n', "line 2: found a list; expected one JSON object"),
+        ('{"_id": "a", "body": "x"}\n', "line 1: found fields '_id', 'body'; expected 'text'"),
+        ('{"text": "x"}\n', "line 1: found fields 'text'; expected '_id' or 'id'"),
+        ('{"_id": "a", "text": ["x"]}\n', "line 1: field 'text' is list; expected text"),
+        ('{"_id": "a", "text": "x"}\n{"_id": "a", "text": "y"}\n', "id 'a' occurs twice"),
+        ('{"_id": "a b", "text": "x"}\n', "id 'a b' is empty or holds white space"),
+        ("", "no documents found"),
+        (b'{"_id": "a", "text": "\xff"}\n', "not readable as text"),
+    ],
+)
+def test_malformed_input_is_named_by_file_and_line(tmp_path, content, message):
+    path = tmp_path / "c.jsonl"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError, match=message) as caught:
+        read(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_unknown_and_cut_off_sources(tmp_path):
+    (tmp_path / "x.csv").write_text("a,b")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"_id": "a", "text": "x"}\n' * 50)[:-20])
+    for name, message in (
+        ("none.jsonl", "no such file or folder"),
+        ("x.csv", "unknown kind of corpus"),
+        ("empty", "no corpus.jsonl and no .txt"),
+        ("cut.jsonl.gz", "not readable as text"),
+    ):
+        with pytest.raises(InputError, match=message):
+            read(tmp_path / name)
+
+
+def test_fingerprints_tell_documents_apart():
+    one = [Document("a", "b c"), Document("d", "e")]
+    assert corpus_fingerprint(one) == corpus_fingerprint(iter(one))
+    others = [[Document("a", "b", "c"), Document("d", "e")], one[::-1], [Document("ab", " c"), one[1]], one[:1]]
+    assert len({corpus_fingerprint(other) for other in [one, *others]}) == 5
+
+
+def test_known_items_keep_the_limits_of_the_definition():
+    rest = " ".join(f"word{n}" for n in range(20))
+    assert known_item("m.f", f"Four words in here.\n\n{rest}").query == "Four words in here."
+    assert known_item("m.f", f"A paragraph that\nbreaks a line\n  \n{rest}").query == "A paragraph that breaks a line"
+    assert known_item("m.f", f"Only three words\n\n{rest}") is None
+    assert known_item("m.f", f"{'w ' * 31}\n\n{rest}") is None
+    assert known_item("m.f", f"Four words in here.\n\n{rest.rpartition(' ')[0]}") is None
+    assert known_item("m.f", "Four words in here.") is None
+
+
+def test_python_docs_are_read_without_importing(monkeypatch):
+    import builtins
+
+    real = builtins.__import__
+    imported = []
+    monkeypatch.setattr(builtins, "__import__", lambda name, *a, **k: imported.append(name) or real(name, *a, **k))
+    items = list(itertools.islice(read_python_docs("python-docs:networkx"), 300))
+    assert not any(name.startswith("networkx") for name in imported)
+    assert len(items) == 300
+    assert all(item.document.id.startswith("networkx") for item in items)
+    for part in (lambda i: i.document.id, lambda i: i.query.casefold(), lambda i: i.document.text):
+        assert len({part(item) for item in items}) == 300
+    assert all(4 <= len(item.query.split()) <= 30 and len(item.document.text.split()) >= 20 for item in items)
+    documents = itertools.islice(read_documents("python-docs:networkx"), 300)
+    assert [item.document for item in items] == list(documents)
+    with pytest.raises(InputError, match="no-such-package is not installed"):
+        next(read_documents("python-docs:networkx,no-such-package"))
+
+
+def test_pairs_name_documents_of_the_corpus(tmp_path):
+    documents = {"a": Document("a", "x", "T")}
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps({"query": "q", "document": "a"}) + "\n")
+    assert [tuple(pair) for pair in read_pairs(path, documents)] == [("q", "T x", "a")]
+    for line, message in (
+        ('{"query": "q", "document": "b"}', "line 1: document 'b' is not in the corpus"),
+        ('{"query": " ", "document": "a"}', "line 1: the query is empty"),
+        ('{"document": "a"}', "line 1: found fields 'document'; expected 'query'"),
+        ("", "no pairs found"),
+    ):
+        path.write_text(line)
+        with pytest.raises(InputError, match=message):
+            list(read_pairs(path, documents))
+
+
+def test_terms_are_lower_case_stems_without_stop_words():
+    assert Analyzer().terms("The Cats are running; a cat's C3PO!") == ["cat", "run", "cat", "c3po"]
+    assert Analyzer("none").terms("The Cats") == ["the", "cats"]
+    assert Analyzer("german").terms("Die Häuser") == ["die", "haus"]
+    with pytest.raises(InputError, match="no stemmer for language 'klingon'"):
+        Analyzer("klingon")

@@ -1,0 +1,196 @@
+"""Encoders: equal to sentence-transformers, explicit about what they do, and their fingerprint."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from conftest import make_model, random_texts
+
+from indexes.errors import InputError
+from indexes.vectors import VectorStore
+from retrieval.documents import Document
+from retrieval.encoder import Encoder
+from retrieval.model_folder import PACKAGED_SHA256, read_model_folder, resolve
+
+TEXTS = ["", *random_texts(20, seed=1, longest=60)]
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "max", "lasttoken"])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_equals_sentence_transformers(tmp_path, pooling, normalize):
+    from sentence_transformers import SentenceTransformer
+
+    prompts = {"query": "green river: ", "document": "paper "}
+    folder = make_model(tmp_path / "model", pooling=pooling, normalize=normalize, prompts=prompts)
+    encoder = Encoder.load(str(folder))
+    plain = SentenceTransformer(str(folder), device="cpu")
+    np.testing.assert_allclose(encoder.encode_queries(TEXTS), plain.encode_query(TEXTS), atol=1e-5)
+    np.testing.assert_allclose(encoder.encode_documents(TEXTS), plain.encode_document(TEXTS), atol=1e-5)
+    assert np.abs(encoder.encode_queries(TEXTS) - encoder.encode_documents(TEXTS)).max() > 1e-3
+    assert (encoder.fields["pooling"], encoder.fields["normalize"]) == (pooling, normalize)
+
+
+def test_shapes_and_order(encoder):
+    assert encoder.encode_queries([]).shape == encoder.encode_documents([]).shape == (0, 32)
+    together = encoder.encode_documents(TEXTS)
+    assert together.dtype == np.float32
+    alone = np.concatenate([encoder.encode_documents([text]) for text in TEXTS])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    with pytest.raises(InputError, match="expected a list of texts"):
+        encoder.encode_queries("one text")
+
+
+def test_the_fingerprint_knows_everything_that_changes_a_vector(tmp_path, model_folder):
+    seen = {Encoder.load(str(model_folder)).fingerprint}
+    shutil.copytree(model_folder, tmp_path / "moved")
+    assert {Encoder.load(str(tmp_path / "moved")).fingerprint} == seen
+
+    def edit(name, change):
+        folder = tmp_path / f"edited-{len(seen)}"
+        shutil.copytree(model_folder, folder)
+        value = json.loads((folder / name).read_text())
+        change(value)
+        (folder / name).write_text(json.dumps(value))
+        seen.add(Encoder.load(str(folder)).fingerprint)
+
+    edit("1_Pooling/config.json", lambda config: config.update(pooling_mode="cls"))
+    edit("config_sentence_transformers.json", lambda config: config.update(prompts={"query": "q: "}))
+    edit("modules.json", lambda modules: modules.pop())
+    edit("tokenizer.json", lambda tokenizer: tokenizer["normalizer"].update(lowercase=False))
+    seen.add(Encoder.load(str(make_model(tmp_path / "other", seed=1))).fingerprint)
+    seen.add(Encoder.load(str(model_folder), max_length=16).fingerprint)
+    seen.add(Encoder.load(str(model_folder), dtype="bfloat16").fingerprint)
+    assert len(seen) == 8
+
+
+def test_encoding_does_not_change_the_fingerprint(model_folder):
+    encoder = Encoder.load(str(model_folder))
+    encoder.encode_documents(TEXTS)
+    assert Encoder(encoder.name, encoder.settings, encoder._backbone, encoder._tokenizer, ()).fingerprint == encoder.fingerprint
+
+
+def test_nothing_is_guessed(tmp_path, model_folder):
+    plain = tmp_path / "plain"
+    shutil.copytree(model_folder, plain)
+    (plain / "modules.json").unlink()
+    with pytest.raises(InputError, match="does not record its pooling .* pass --pooling"):
+        Encoder.load(str(plain))
+    assert Encoder.load(str(plain), pooling="cls").fields["pooling"] == "cls"
+    with pytest.raises(InputError, match="records pooling 'mean', not 'cls'"):
+        Encoder.load(str(model_folder), pooling="cls")
+    with pytest.raises(InputError, match="pooling is 'first'; expected one of cls"):
+        Encoder.load(str(plain), pooling="first")
+    with pytest.raises(InputError, match="max_length is 100; expected 3 to 32"):
+        Encoder.load(str(model_folder), max_length=100)
+    with pytest.raises(InputError, match="dtype is 'int8'"):
+        Encoder.load(str(model_folder), dtype="int8")
+    modules = json.loads((model_folder / "modules.json").read_text())
+    shutil.copytree(model_folder, tmp_path / "strange")
+    modules[2]["type"] = "somewhere.CNN"
+    (tmp_path / "strange" / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(InputError, match="Transformer → Pooling → CNN; expected"):
+        Encoder.load(str(tmp_path / "strange"))
+    with pytest.raises(InputError, match="neither modules.json nor config.json"):
+        Encoder.load(str(tmp_path))
+
+
+def test_names_that_lead_nowhere():
+    with pytest.raises(InputError, match="no such model folder"):
+        resolve("./nowhere")
+    with pytest.raises(InputError, match="not to be had from the model hub"):
+        resolve("nobody/nothing")
+
+
+def test_hub_models_are_found_in_its_cache(tmp_path, monkeypatch, model_folder):
+    """The hub's own cache layout, as a download leaves it, is read without network."""
+    import huggingface_hub.constants
+
+    cache = tmp_path / "hub" / "models--me--tiny"
+    shutil.copytree(model_folder, cache / "snapshots" / ("0" * 40))
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert read_model_folder(resolve("me/tiny")).pooling == "mean"
+
+
+def test_the_packaged_model_is_checked(monkeypatch):
+    folder = resolve("all-MiniLM-L6-v2")
+    assert read_model_folder(folder).max_length == 256
+    monkeypatch.setattr("retrieval.model_folder.file_digest", lambda path: "0" * 64)
+    with pytest.raises(InputError, match=f"SHA-256 000000000000…, not {PACKAGED_SHA256[:12]}"):
+        resolve("all-MiniLM-L6-v2")
+
+
+class Killed(Exception):
+    pass
+
+
+def stop_after(calls):
+    left = iter(range(calls))
+
+    def report(done, total):
+        if next(left, None) is None:
+            raise Killed
+
+    return report
+
+
+def test_encode_corpus_goes_on_where_it_was_killed(tmp_path, encoder, documents, monkeypatch):
+    whole = encoder.encode_corpus(iter(documents), tmp_path / "whole", shard_rows=16)
+    assert whole.ids == [document.id for document in documents]
+    np.testing.assert_allclose(whole[:], encoder.encode_documents([d.content for d in documents]), atol=1e-5)
+    with pytest.raises(Killed):
+        encoder.encode_corpus(iter(documents), tmp_path / "parts", shard_rows=16, on_progress=stop_after(3))
+    made = sorted((tmp_path / "parts.partial").glob("*.done.json"))
+    assert 0 < len(made) < 4
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "parts.partial").glob("shard-*.npy")}
+    calls = []
+    encode = Encoder.encode_documents
+    monkeypatch.setattr(Encoder, "encode_documents", lambda self, texts, *a: calls.append(len(texts)) or encode(self, texts, *a))
+    parts = encoder.encode_corpus(iter(documents), tmp_path / "parts", shard_rows=16)
+    assert sum(calls) == 50 - 16 * len(made)
+    for path, stamp in stamps.items():
+        if path.with_suffix(".done.json") in made:
+            assert (tmp_path / "parts" / path.name).stat().st_mtime_ns == stamp
+    for name in ("shard-00000.npy", "shard-00003.npy", "shard-00001.ids.json"):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert parts.corpus["fingerprint"] == whole.corpus["fingerprint"]
+    calls.clear()
+    encoder.encode_corpus(iter(documents), tmp_path / "parts")
+    assert calls == []
+
+
+def test_encode_corpus_refuses_another_encoder_or_corpus(tmp_path, encoder, documents, model_folder):
+    folder = tmp_path / "v"
+    encoder.encode_corpus(documents, folder, shard_rows=16)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    other = Encoder.load(str(model_folder), max_length=16)
+    with pytest.raises(InputError, match=r"made by another encoder \(.*max_length: 32 ≠ 16"):
+        other.encode_corpus(documents, folder)
+    with pytest.raises(InputError, match="made from another corpus"):
+        encoder.encode_corpus(documents[1:], folder)
+    with pytest.raises(InputError, match="id 'd0' occurs twice"):
+        encoder.encode_corpus([*documents, documents[0]], tmp_path / "w")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    with pytest.raises(Killed):
+        encoder.encode_corpus(documents, tmp_path / "x", shard_rows=16, on_progress=stop_after(3))
+    changed = [Document("d0", "something else"), *documents[1:]]
+    with pytest.raises(InputError, match=r"shard 0 was made of other documents than rows 0–16"):
+        encoder.encode_corpus(changed, tmp_path / "x", shard_rows=16)
+    with pytest.raises(InputError, match="begun differently"):
+        other.encode_corpus(documents, tmp_path / "x", shard_rows=16)
+    store = other.encode_corpus(documents[1:], folder, overwrite=True)
+    assert VectorStore.open(folder).made_by["max_length"] == 16
+    assert len(store) == 49
+    store.verify()
+
+
+@pytest.mark.slow
+def test_the_packaged_model_equals_sentence_transformers():
+    from sentence_transformers import SentenceTransformer
+
+    texts = [f"{text} retrieval {number}" for number, text in enumerate(random_texts(40, longest=200))]
+    plain = SentenceTransformer(str(resolve("all-MiniLM-L6-v2")), device="cpu")
+    np.testing.assert_allclose(Encoder.load().encode_documents(texts), plain.encode_document(texts), atol=1e-5)
