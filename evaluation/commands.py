@@ -1,6 +1,7 @@
 """The commands of evaluation: `retrokit evaluate` and `retrokit collection`."""
 
 import os
+import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -11,7 +12,7 @@ from evaluation.known_items import split_known_items, write_known_items
 from evaluation.measures import DEFAULT_MEASURES, parse_measures
 from evaluation.report import as_json, write_report
 from evaluation.runs import read_run
-from evaluation.systems import MODES, Report, Searcher, evaluate_run
+from evaluation.systems import MODES, Report, Searcher, evaluate_run, merge
 from evaluation.systems import evaluate as evaluate_retriever
 from evaluation.testsets import TestSet, load_dataset
 from indexes.errors import InputError
@@ -30,7 +31,10 @@ def evaluate(
     dataset: Annotated[str, typer.Option(help="The test collection: a BEIR folder.")],
     encoder: Annotated[str | None, typer.Option(help="Evaluate this encoder: a model folder or hub name.")] = None,
     index: Annotated[Path | None, typer.Option(help="Evaluate this index folder.")] = None,
-    run: Annotated[Path | None, typer.Option(help="Measure this TREC run file (plain or .gz).")] = None,
+    run: Annotated[
+        list[Path] | None,
+        typer.Option(help="Measure this TREC run file (plain or .gz); repeat for several side by side."),
+    ] = None,
     split: Annotated[str, typer.Option(help="Which qrels of the test collection.")] = "test",
     hybrid: Annotated[bool, typer.Option("--hybrid", help="Measure lexical, dense and both fused.")] = False,
     mode: Annotated[
@@ -56,9 +60,8 @@ def evaluate(
     if output is not None:
         refuse_existing(output, overwrite=overwrite)  # before the work, not after it
     testset = load_dataset(dataset, split)
-    if run is not None:
-        made_by = {"run file": run.name, **_versions()}
-        report = evaluate_run(read_run(run), testset, name=run.name, measures=measures, made_by=made_by)
+    if run:
+        report = merge({_stem(path): _measure_run(path, testset, measures) for path in run})
     else:
         opened = _open_index(index) if index is not None else _open_encoder(str(encoder), testset, cache)
         with progress("searching", "queries") as on_progress:
@@ -107,14 +110,24 @@ def collection(
     note(f"next: retrokit evaluate --encoder MODEL --dataset {output}")
 
 
+def _measure_run(path: Path, testset: TestSet, measures: list[str]) -> Report:
+    made_by = {"run file": path.name, **_versions()}
+    return evaluate_run(read_run(path), testset, name=_stem(path), measures=measures, made_by=made_by)
+
+
+def _stem(path: Path) -> str:
+    """A run file's name without .trec, .run, .txt and .gz: the name of its system."""
+    return re.sub(r"\.(trec|run|txt)(\.gz)?$|\.gz$", "", path.name)
+
+
 def _wanted_modes(
-    encoder: str | None, index: Path | None, run: Path | None, *, hybrid: bool, modes: list[str] | None
+    encoder: str | None, index: Path | None, run: list[Path] | None, *, hybrid: bool, modes: list[str] | None
 ) -> list[str] | None:
     """Check that the options agree and name the modes to search in; None: all that an index has."""
-    given = [name for name, value in (("--encoder", encoder), ("--index", index), ("--run", run)) if value is not None]
+    given = [name for name, value in (("--encoder", encoder), ("--index", index), ("--run", run)) if value]
     if len(given) != 1:
         raise InputError(f"found {' and '.join(given) or 'none'} of --encoder, --index and --run; give exactly one")
-    if run is not None and (hybrid or modes):
+    if run and (hybrid or modes):
         raise InputError("--hybrid and --mode say how to search, but a run file was searched already; leave them out")
     if hybrid and modes:
         raise InputError("--hybrid means all three modes, --mode names them; give one or the other")

@@ -88,7 +88,9 @@ class Approximate:
         self.metric = "ip" if self._index.metric_type == faiss.METRIC_INNER_PRODUCT else "other"
         inside = stored_rows(self._index)
         self._lossy = inside is None
-        self.vectors = vectors if inside is None else inside
+        if inside is None and vectors is None:
+            raise InputError(f"{path} holds only compressed vectors and there are none beside it; make the index again")
+        self.vectors: NDArray[np.float32] = vectors if inside is None else inside  # type: ignore[assignment]
         self._exhaustive = type(self._index).__name__ == "IndexFlatIP"
         _widen(faiss, self._index)
 

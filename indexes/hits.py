@@ -1,6 +1,6 @@
 """Hits: rows and scores, the one top-k and the one tie rule."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ class Hits(NamedTuple):
     """(q, k) scores, higher is better."""
 
 
-def top(scores: NDArray[np.float32], k: int, rows: NDArray[np.int64] | None = None) -> Hits:
+def top(scores: NDArray[np.floating[Any]], k: int, rows: NDArray[np.int64] | None = None) -> Hits:
     """Take the k best of each line: by score, descending; ties by row number, ascending. -inf never counts.
 
     Args:
@@ -53,7 +53,7 @@ def merge(parts: list[Hits], k: int) -> Hits:
     return top(scores, k, rows)
 
 
-def _all_kept(scores: NDArray[np.float32], best: NDArray[np.int64], border: NDArray[np.float32]) -> bool:
+def _all_kept(scores: NDArray[np.floating[Any]], best: NDArray[np.int64], border: NDArray[np.floating[Any]]) -> bool:
     kept = (np.take_along_axis(scores, best, axis=1) >= border).sum(axis=1)
     return bool((kept == (scores >= border).sum(axis=1)).all())
 

@@ -7,6 +7,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pretraining.adaptation import AdaptConfig as AdaptConfig
+    from pretraining.adaptation import AdaptResult as AdaptResult
+    from pretraining.adaptation import adapt as adapt
     from pretraining.masking import MaskOptions as MaskOptions
     from pretraining.masking import seeded as seeded
     from pretraining.objective import Objective as Objective
@@ -16,6 +19,9 @@ if TYPE_CHECKING:
     from pretraining.run import pretrain as pretrain
 
 _HOMES = {
+    "AdaptConfig": "adaptation",
+    "AdaptResult": "adaptation",
+    "adapt": "adaptation",
     "MaskOptions": "masking",
     "Objective": "objective",
     "PretrainConfig": "run",
@@ -26,11 +32,14 @@ _HOMES = {
 }
 
 __all__ = [
+    "AdaptConfig",
+    "AdaptResult",
     "MaskOptions",
     "Objective",
     "PretrainConfig",
     "PretrainResult",
     "PretrainingModel",
+    "adapt",
     "pretrain",
     "seeded",
 ]
@@ -40,3 +49,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

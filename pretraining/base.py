@@ -1,22 +1,19 @@
 """Bases: the model that pretraining starts from, with whatever heads it brings along."""
 
-import contextlib
-import hashlib
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoConfig, AutoTokenizer, BertForMaskedLM, BertModel
-from transformers.utils import logging
 
 from indexes.errors import InputError
 from indexes.manifest import read_json, write_json
 from pretraining.masking import MaskOptions
 from pretraining.objective import POOLINGS, Objective, PretrainingModel, refuse_unsupported
+from retrieval.encoder import quiet, weights_digest
 from retrieval.model_folder import read_model_folder, resolve
 
 HEADS = "heads"
@@ -78,7 +75,7 @@ def load_base(name: str, objective: Objective, masks: MaskOptions, *, pooling: s
     load_heads(model, folder)
     fresh = [*(f"{name}." for name in model.untrained_heads), *(["backbone.pooler."] if report["missing_keys"] else [])]
     weights = {key: value for key, value in model.state_dict().items() if not key.startswith(tuple(fresh))}
-    return Base(model, tokenizer, normalize, weights_fingerprint(weights))
+    return Base(model, tokenizer, normalize, weights_digest(weights))
 
 
 def save_heads(model: PretrainingModel, folder: Path) -> None:
@@ -121,30 +118,6 @@ def load_heads(model: PretrainingModel, folder: Path) -> None:
             reason = " ".join(str(error).split())[:120]
             raise InputError(f"{folder / HEADS} does not fit the model ({reason}…); remove that folder") from None
         model.untrained_heads = [each for each in model.untrained_heads if each != name]
-
-
-def weights_fingerprint(weights: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and values of tensors, as 64 hex digits."""
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        value = weights[name].detach().cpu().contiguous()
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.numpy().tobytes())
-    return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep transformers' loading bars and reports off the terminal."""
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _settings(folder: Path, name: str) -> tuple[Path, str, bool]:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from indexes.manifest import write_json
-from retrieval.console import note, progress
+from retrieval.console import note, out, progress
 
 
 class ObjectiveName(StrEnum):
@@ -79,3 +79,75 @@ def pretrain(
     note(f"{output} is complete already; nothing to do" if result.already_complete else f"wrote {output}")
     note(f"next: retrokit encode CORPUS --encoder {output} --output VECTORS_FOLDER")
     note("a pretrained encoder is a start, not a search engine: fine-tune it (retrokit finetune, retrokit adapt) first")
+
+
+def adapt(
+    corpus: Annotated[str, typer.Argument(help="JSON lines, a BEIR folder, a folder of texts, or python-docs.")],
+    *,
+    encoder: Annotated[str, typer.Option(help="The model to adapt: a folder or a name.")] = "all-MiniLM-L6-v2",
+    output: Annotated[Path, typer.Option(help="Model folder to make.")],
+    pairs: Annotated[
+        Path | None, typer.Option(help="Your own pairs: JSON lines of `query` and `document` (an id of the corpus).")
+    ] = None,
+    sampler: Annotated[
+        list[str] | None,
+        typer.Option(help="How to make pairs: title, lead, sentence, span; repeat  [default: all, none with --pairs]"),
+    ] = None,
+    objective: Annotated[
+        str | None, typer.Option(help="A pretraining objective beside the contrastive loss: retromae or dupmae.")
+    ] = None,
+    objective_weight: Annotated[float, typer.Option(help="Its weight; the contrastive loss has 1.")] = 0.1,
+    objective_texts: Annotated[int, typer.Option(help="Documents of a batch that it reads.")] = 8,
+    steps: Annotated[int, typer.Option(help="Training steps.")] = 200,
+    batch_size: Annotated[int, typer.Option(help="Pairs a step.")] = 32,
+    max_length: Annotated[int, typer.Option(help="Tokens of a text while training.")] = 128,
+    learning_rate: Annotated[float, typer.Option(help="Greatest learning rate of AdamW.")] = 5e-5,
+    temperature: Annotated[float, typer.Option(help="Of the contrastive softmax.")] = 0.05,
+    precision: Annotated[
+        str, typer.Option(help="float32, or bfloat16: mixed, twice as fast where the processor has it.")
+    ] = "float32",
+    held_out: Annotated[int, typer.Option(help="Queries held back to choose the checkpoint by.")] = 200,
+    checks: Annotated[int, typer.Option(help="How often they are ranked.")] = 4,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing folder.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Write what was done to this JSON file.")] = None,
+) -> None:
+    """Adapt an encoder to a corpus, without labels or with your own queries, and keep the best checkpoint.
+
+    Killed? The same command goes on from the newest checkpoint.
+    """
+    from pretraining.adaptation import adapt as run
+
+    with progress("Adapting", "steps") as on_progress:
+        result = run(
+            corpus,
+            output,
+            pairs=pairs,
+            overwrite=overwrite,
+            on_progress=on_progress,
+            on_note=note,
+            encoder=encoder,
+            samplers=tuple(sampler) if sampler else None,
+            objective=objective,
+            objective_weight=objective_weight,
+            objective_texts=objective_texts,
+            steps=steps,
+            batch_size=batch_size,
+            max_length=max_length,
+            learning_rate=learning_rate,
+            temperature=temperature,
+            precision=precision,
+            held_out=held_out,
+            checks=checks,
+            seed=seed,
+        )
+    chosen, scores = result.card["chosen"], result.card["checks"]
+    if json:
+        write_json(json, {"output": str(output), "already_complete": result.already_complete, **result.card})
+    if result.already_complete:
+        note(f"{output} is complete already; nothing to do")
+    what = "the encoder as it came; training did not help" if chosen == 0 else f"step {chosen:,}"
+    out.print(
+        f"{output}: {what} ranks best, held-out nDCG@10 {scores['0']:.4f} → {scores[str(chosen)]:.4f}", markup=False
+    )
+    note(f"next: retrokit index {corpus} --encoder {output} --output {output.with_suffix('.index')}")

@@ -1,4 +1,4 @@
-"""Contrastive training on pairs: sentence-transformers' loss, an optional objective beside it, and the best checkpoint."""
+"""Contrastive training on pairs: sentence-transformers' loss, an objective beside it, and the best checkpoint."""
 
 import math
 from collections import deque
@@ -14,12 +14,13 @@ from transformers import TrainerCallback
 
 from indexes.errors import InputError
 from indexes.manifest import new_folder, read_json, write_json
-from pretraining.adapt import CARD, AdaptConfig, HeldOut
-from pretraining.base import load_heads, quiet, save_heads
+from pretraining.adaptation import CARD, AdaptConfig, HeldOut
+from pretraining.base import load_heads, save_heads
 from pretraining.checkpoints import keep_only, newest_checkpoint
-from pretraining.loop import EpochOrder, ResumableTrainer, resumable_arguments, trim_log
+from pretraining.loop import EpochOrder, ResumableTrainer, resumable_arguments, trim_log, unique_state
 from pretraining.model_folder import LOG, package_versions
 from pretraining.objective import PretrainingModel
+from retrieval.encoder import quiet
 from retrieval.model_folder import read_model_folder, resolve
 from retrieval.pairs import Pair
 
@@ -58,6 +59,7 @@ def train(
             warmup_steps=config.steps // 10,
             save_steps=config.check_steps,
             seed=config.seed,
+            mixed=config.precision == "bfloat16",
         )
     step, newest = newest_checkpoint(partial / _CHECKPOINTS) or (0, None)
     keep_only(partial / _CHECKPOINTS, newest)
@@ -89,7 +91,9 @@ class Adaptation(nn.Module):
         super().__init__()
         several = torch.distributed.is_available() and torch.distributed.is_initialized()
         self.encoder = encoder
-        self.config = config
+        self.settings = config  # Trainer takes an attribute `config` for a transformers one
+        self.own_length = encoder.max_seq_length
+        encoder.max_seq_length = min(config.max_length, self.own_length)
         self.contrastive = MultipleNegativesRankingLoss(
             encoder, scale=1 / config.temperature, gather_across_devices=several
         )
@@ -97,7 +101,9 @@ class Adaptation(nn.Module):
         if config.objective is not None:
             torch.manual_seed(config.seed)  # of the heads that start untrained
             pooling = encoder[1].pooling_mode
-            self.auxiliary = PretrainingModel(encoder[0].auto_model, encoder.tokenizer, config.objective, pooling=pooling)
+            self.auxiliary = PretrainingModel(
+                encoder[0].auto_model, encoder.tokenizer, config.objective, pooling=pooling
+            )
 
     def forward(self, inputs: dict[str, dict[str, Tensor]], generator: torch.Generator) -> dict[str, Tensor]:
         """Losses of a batch of pairs: `total`, `contrastive`, and the objective's terms before its weight.
@@ -110,10 +116,12 @@ class Adaptation(nn.Module):
         losses = {"contrastive": self.contrastive(columns, torch.empty(0))}
         losses["total"] = losses["contrastive"]
         if self.auxiliary is not None:
-            ids, mask = (inputs["documents"][name][: self.config.objective_texts] for name in ("input_ids", "attention_mask"))
+            ids, mask = (
+                inputs["documents"][name][: self.settings.objective_texts] for name in ("input_ids", "attention_mask")
+            )
             width = int(mask.sum(1).max())
             terms = self.auxiliary.loss(ids[:, :width], mask[:, :width], generator=generator)
-            losses["total"] = losses["contrastive"] + self.config.objective_weight * terms.pop("total")
+            losses["total"] = losses["contrastive"] + self.settings.objective_weight * terms.pop("total")
             losses |= terms
         return losses
 
@@ -126,8 +134,10 @@ class Adaptation(nn.Module):
         }
 
     def _tokens(self, texts: list[str]) -> dict[str, Tensor]:
-        length = min(self.config.max_length, self.encoder.max_seq_length)
-        return dict(self.encoder.tokenizer(texts, truncation=True, max_length=length, padding=True, return_tensors="pt"))
+        length = self.encoder.max_seq_length
+        return dict(
+            self.encoder.tokenizer(texts, truncation=True, max_length=length, padding=True, return_tensors="pt")
+        )
 
 
 class Pairs(Dataset[Pair]):
@@ -159,8 +169,11 @@ class DistinctOrder(EpochOrder):
             batch: dict[str, int] = {}
             for row in [waiting.popleft() for _ in range(len(waiting))]:
                 self._place(row, batch, waiting)
-            while len(batch) < self.batch_size and (row := next(stream, None)) is not None:
-                self._place(row, batch, waiting)
+            while len(batch) < self.batch_size:
+                following = next(stream, None)
+                if following is None:
+                    break
+                self._place(following, batch, waiting)
             yield from batch.values()
 
     def _place(self, row: int, batch: dict[str, int], waiting: deque[int]) -> None:
@@ -199,7 +212,7 @@ class Selection(TrainerCallback):
         self.checks[step] = round(held_out_ndcg(self.model.encoder, self.held_out), 9)
         if self.best == step:
             temporary = self.folder / f".{_BEST}"
-            save_file({name: value.contiguous() for name, value in self._state().items()}, temporary)
+            save_file({name: value.contiguous() for name, value in unique_state(self.model).items()}, temporary)
             temporary.replace(self.folder / _BEST)
         write_json(self.folder / _CHECKS, self.checks)
         self.on_note(f"step {step:,}: held-out nDCG@10 {self.checks[step]:.4f}{' (best)' if self.best == step else ''}")
@@ -207,17 +220,13 @@ class Selection(TrainerCallback):
     def load_best(self) -> None:
         """Put the best weights back into the model."""
         weights = load_file(self.folder / _BEST)
-        for name, value in self._state().items():
+        for name, value in unique_state(self.model).items():
             value.copy_(weights[name])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Check after every so many steps, before the checkpoint of that step is written."""
         if state.global_step % self.every == 0 and args.should_save:
             self.check(state.global_step)
-
-    def _state(self) -> dict[str, Tensor]:
-        """Every parameter once: the encoder's, and the heads of the objective."""
-        return {name: value.data for name, value in self.model.named_parameters()}
 
 
 @torch.no_grad()
@@ -249,9 +258,17 @@ def load_sentence_transformer(folder: Path) -> Any:
 
 
 def _publish(
-    model: Adaptation, selection: Selection, base: Path, target: Path, card: dict[str, Any], log: Path, *, overwrite: bool
+    model: Adaptation,
+    selection: Selection,
+    base: Path,
+    target: Path,
+    card: dict[str, Any],
+    log: Path,
+    *,
+    overwrite: bool,
 ) -> None:
     selection.load_best()
+    model.encoder.max_seq_length = model.own_length
     with new_folder(target, overwrite=overwrite) as new:
         with quiet():
             model.encoder.save_pretrained(str(new), create_model_card=False)

@@ -8,15 +8,14 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
-from torch.utils.data import Sampler
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from indexes.errors import InputError
 from pretraining.checkpoints import finish_checkpoint, keep_only
 from pretraining.masking import seed_of, seeded
-from pretraining.objective import PretrainingModel
-from pretraining.tokens import Collator, TokenWindows
+from retrieval.encoder import best_device
 
 WEIGHTS = "model.safetensors"
 _DROPOUT = 1  # keeps the seeds of dropout apart from those of masks
@@ -38,47 +37,49 @@ class EpochOrder(Sampler[int]):
             yield from order[: self.total - epoch * self.rows].tolist()
 
 
-class PretrainingTrainer(Trainer):
-    """Trainer over a PretrainingModel.
+class ResumableTrainer(Trainer):
+    """Trainer whose runs, killed and started again, compute what an uninterrupted run computes.
 
-    Everything random in a micro-step (masks, dropout) depends on (seed, step, micro-step, rank) and on nothing else,
-    so that a run that was killed and started again computes what the uninterrupted run computes.
+    Everything random in a micro-step (masks, dropout) depends on (seed, step, micro-step, rank) and on nothing else;
+    the order of the data on (seed, epoch); and a checkpoint counts once it is whole.
 
     Args:
-        model: What is trained.
-        args: Made by `training_arguments`.
-        windows: The tokens.
-        collator: Windows to a batch.
+        model: Called with what `losses` passes it; gives a dictionary of losses with `total`.
+        args: Made by `resumable_arguments`.
+        rows: What is trained on.
+        collate: Rows to a batch.
         log_file: Where one JSON object is appended a step.
         on_progress: Called with the steps done and their total.
     """
 
     def __init__(
         self,
-        model: PretrainingModel,
+        model: nn.Module,
         args: TrainingArguments,
-        windows: TokenWindows,
-        collator: Collator,
+        rows: Dataset[Any],
+        collate: Callable[[list[Any]], dict[str, Any]],
         log_file: Path,
         on_progress: Callable[[int, int | None], None] | None = None,
     ) -> None:
         self.log_file, self._micro, self._at = log_file, 0, -1
         self._terms: dict[str, Tensor] = {}
         callbacks = [_Progress(on_progress)] if on_progress else []
-        super().__init__(model=model, args=args, train_dataset=windows, data_collator=collator, callbacks=callbacks)
+        super().__init__(model=model, args=args, train_dataset=rows, data_collator=collate, callbacks=callbacks)
         self.remove_callback(PrinterCallback)
 
+    def losses(self, model: Any, inputs: dict[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
+        """Call the model on a batch; a subclass prepares here what its model needs."""
+        return model(inputs, generator)
+
     def compute_loss(
-        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Sample masks, run the objective, and keep each term's value for the log."""
+        """Seed this micro-step, compute the losses, and keep each one's value for the log."""
         self._micro = self._micro + 1 if self.state.global_step == self._at else 0
         self._at = self.state.global_step
         address = (self.args.seed, self._at, self._micro, self.args.process_index)
         torch.manual_seed(seed_of(*address, _DROPOUT))
-        generator = seeded(inputs["ids"].device, *address)
-        batch = self.model.sample(inputs["ids"], inputs["attention_mask"], inputs["word_starts"], generator=generator)
-        losses = model(batch)
+        losses = self.losses(model, inputs, seeded(self.args.device, *address))
         share = {name: value.detach() / self.args.gradient_accumulation_steps for name, value in losses.items()}
         self._terms = {name: value + (self._terms[name] if self._micro else 0) for name, value in share.items()}
         return (losses["total"], losses) if return_outputs else losses["total"]
@@ -102,22 +103,24 @@ class PretrainingTrainer(Trainer):
         with self.log_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:
+    def rows_of_run(self) -> int:
+        """How many rows the whole run reads, all processes together."""
         micro_batches = self.args.max_steps * self.args.gradient_accumulation_steps * self.args.world_size
-        return EpochOrder(
-            len(self.train_dataset), micro_batches * self.args.per_device_train_batch_size, self.args.seed
-        )
+        return micro_batches * self.args.per_device_train_batch_size
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:
+        return EpochOrder(len(self.train_dataset), self.rows_of_run(), self.args.seed)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        state = state_dict or self.model.state_dict()
-        save_file(
-            {name: value.contiguous() for name, value in state.items()}, folder / WEIGHTS, metadata={"format": "pt"}
-        )
+        state = {name: value.contiguous() for name, value in unique_state(self.model).items()}
+        save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        (model or self.model).load_state_dict(load_file(Path(resume_from_checkpoint) / WEIGHTS))
+        written = load_file(Path(resume_from_checkpoint) / WEIGHTS)
+        for name, value in unique_state(model or self.model).items():
+            value.copy_(written[name])
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
@@ -128,20 +131,50 @@ class PretrainingTrainer(Trainer):
             keep_only(folder.parent, folder)
 
 
-def training_arguments(folder: Path, config: Any) -> TrainingArguments:
-    """What Trainer is told; trackers, bars, evaluation and its own rotation of checkpoints are off."""
-    on_cpu = not torch.accelerator.is_available()
+class PretrainingTrainer(ResumableTrainer):
+    """The loop over token windows: masks are sampled on the device of the batch."""
+
+    def losses(self, model: Any, inputs: dict[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
+        """Sample the masks of a batch and compute the objective."""
+        tensors = inputs["ids"], inputs["attention_mask"], inputs["word_starts"]
+        return model(self.model.sample(*tensors, generator=generator))
+
+
+def unique_state(model: nn.Module) -> dict[str, Tensor]:
+    """Every tensor of a model's state once, under the first of its names: safetensors refuses shared memory."""
+    seen: dict[int, str] = {}
+    state = model.state_dict()
+    return {name: value for name, value in state.items() if seen.setdefault(value.data_ptr(), name) == name}
+
+
+def resumable_arguments(
+    folder: Path,
+    *,
+    max_steps: int,
+    batch_size: int,
+    learning_rate: float,
+    warmup_steps: int,
+    save_steps: int,
+    seed: int,
+    accumulation: int = 1,
+    weight_decay: float = 0.01,
+    mixed: bool = False,
+) -> TrainingArguments:
+    """What Trainer is told; trackers, bars, evaluation and its own rotation of checkpoints are off.
+
+    `mixed` computes in bfloat16 where that is safe and keeps weights in float32.
+    """
     args = TrainingArguments(
         output_dir=str(folder),
-        max_steps=config.max_steps,
-        per_device_train_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.accumulation,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        warmup_steps=config.warmup,
+        max_steps=max_steps,
+        per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=accumulation,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        warmup_steps=warmup_steps,
         lr_scheduler_type="linear",
         save_strategy="steps",
-        save_steps=config.save_steps,
+        save_steps=save_steps,
         save_total_limit=None,
         logging_steps=1,
         logging_nan_inf_filter=False,
@@ -149,10 +182,10 @@ def training_arguments(folder: Path, config: Any) -> TrainingArguments:
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
-        use_cpu=on_cpu,
-        ddp_backend="gloo" if on_cpu and torch.distributed.is_torchelastic_launched() else None,
         ddp_find_unused_parameters=False,
-        seed=config.seed,
+        seed=seed,
+        bf16=mixed,
+        use_cpu=best_device() == "cpu",
     )
     args._n_gpu = min(args.n_gpu, 1)  # several GPUs are torchrun's business, not that of DataParallel
     return args

@@ -8,7 +8,8 @@ from typing import Any
 
 from indexes.errors import InputError
 from indexes.manifest import new_folder, read_json, seal, write_json
-from pretraining.base import Base, quiet, save_heads
+from pretraining.base import Base, save_heads
+from retrieval.encoder import quiet
 
 CARD = "retrokit.json"
 KIND = "model"

@@ -11,14 +11,15 @@ from transformers import TrainingArguments
 
 from indexes.errors import InputError
 from indexes.manifest import differences, new_folder, read_json, refuse_existing, write_json
-from pretraining.base import Base, load_base, quiet
+from pretraining.base import Base, load_base
 from pretraining.checkpoints import keep_only, newest_checkpoint
-from pretraining.loop import PretrainingTrainer, training_arguments, trim_log
+from pretraining.loop import PretrainingTrainer, resumable_arguments, trim_log
 from pretraining.masking import MaskOptions
 from pretraining.model_folder import LOG, package_versions, read_card, write_model_folder
 from pretraining.objective import POOLINGS, Objective
-from pretraining.tokens import Collator, TokenWindows, tokenizer_fingerprint, write_tokens
+from pretraining.tokens import Collator, TokenWindows, write_tokens
 from retrieval.documents import corpus_fingerprint, read_documents
+from retrieval.encoder import quiet, tokenizer_digest
 
 RUN = "run.json"
 _CHECKPOINTS, _TOKENS = "checkpoints", "tokens"
@@ -163,7 +164,17 @@ def pretrain(
     if config.max_length > limit:
         raise InputError(f"max_length is {config.max_length}; the base has {limit} positions: take at most {limit}")
     with quiet():
-        args = training_arguments(partial / _CHECKPOINTS, config)
+        args = resumable_arguments(
+            partial / _CHECKPOINTS,
+            max_steps=config.max_steps,
+            batch_size=config.batch_size,
+            accumulation=config.accumulation,
+            learning_rate=config.learning_rate,
+            weight_decay=config.weight_decay,
+            warmup_steps=config.warmup,
+            save_steps=config.save_steps,
+            seed=config.seed,
+        )
     card = _card(config, base, str(corpus), args)
     if target.exists() and _same_run(target, card, overwrite=overwrite):
         return PretrainResult(target, True, 0, read_card(target) or card)
@@ -191,7 +202,7 @@ def _card(config: PretrainConfig, base: Base, corpus: str, args: TrainingArgumen
         "pooling": base.model.pooling,
         "processes": args.world_size,
         "base": base.fingerprint,
-        "tokenizer": tokenizer_fingerprint(base.tokenizer),
+        "tokenizer": tokenizer_digest(base.tokenizer),
         "corpus": corpus_fingerprint(read_documents(corpus)),
     }
     return {

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from indexes.errors import InputError
 from indexes.manifest import new_folder, open_manifest, seal
 from retrieval.documents import Document, document_bytes
+from retrieval.encoder import tokenizer_digest
 
 KIND = "tokens"
 SPECIALS = 2
@@ -32,11 +33,6 @@ def plain_tokenizer(tokenizer: Any) -> Tokenizer:
     engine.no_truncation()
     engine.no_padding()
     return engine
-
-
-def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """SHA-256 of everything that decides how a tokenizer splits text, as 64 hex digits."""
-    return hashlib.sha256(plain_tokenizer(tokenizer).to_str().encode()).hexdigest()
 
 
 def continuations(tokenizer: Any) -> np.ndarray:
@@ -103,7 +99,7 @@ def write_tokens(documents: Iterable[Document], tokenizer: Any, folder: Path, *,
             "tokens": offsets[-1],
             "max_length": max_length,
             "corpus": digest.hexdigest(),
-            "tokenizer": tokenizer_fingerprint(tokenizer),
+            "tokenizer": tokenizer_digest(tokenizer),
         }
         seal(new, KIND, content)
     return content

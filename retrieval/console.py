@@ -62,13 +62,14 @@ def _bar(label: str, unit: str) -> Iterator[OnProgress]:
 
 
 def _lines(label: str, unit: str) -> OnProgress:
-    start = last = time.monotonic()
     first: int | None = None
+    start = last = 0.0
 
     def report(done: int, total: int | None) -> None:
-        nonlocal last, first
-        first = done if first is None else first
+        nonlocal start, last, first
         now = time.monotonic()
+        if first is None:
+            first, start, last = done, now, now
         if now - last < _SECONDS_BETWEEN_LINES:
             return
         last = now

@@ -1,4 +1,4 @@
-"""Documents and their one reader: BEIR folders, JSON lines, folders of texts, and the documentation of Python packages."""
+"""Documents and their one reader: BEIR folders, JSON lines, folders of texts, documentation of Python packages."""
 
 import gzip
 import hashlib

@@ -51,7 +51,7 @@ def search_z_scores(
     while open_queries.size:
         dense = index.search(queries[open_queries], depth)
         again = []
-        for query, rows, scores in zip(open_queries, dense.rows, dense.scores, strict=True):
+        for query, rows, scores in zip(open_queries.tolist(), dense.rows, dense.scores, strict=True):
             one, certain = _fuse_one(
                 index,
                 queries[query],

@@ -109,5 +109,3 @@ def test_rooms_are_not_halls():
         if (lines := len(path.read_text().splitlines())) > 400
     }
     assert not long
-
-

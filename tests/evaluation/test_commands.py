@@ -43,7 +43,7 @@ def opened(monkeypatch):
 def test_a_run_file_is_measured(toy, tmp_path, capsys):
     write_run({"q1": make_ranking(["d2", "d1"], [2, 1], place="q1")}, tmp_path / "mine.trec")
     out, report = tmp_path / "out.json", tmp_path / "report"
-    commands.evaluate(str(toy), run=tmp_path / "mine.trec", measure=["MRR@10"], json=out, output=report)
+    commands.evaluate(str(toy), run=[tmp_path / "mine.trec"], measure=["MRR@10"], json=out, output=report)
     document = json.loads(out.read_text())
     assert document["metrics"] == {"MRR@10": 0.5}
     assert document["systems"] == {"mine.trec": {"MRR@10": 0.5}}
@@ -52,7 +52,7 @@ def test_a_run_file_is_measured(toy, tmp_path, capsys):
     assert "0.5000" in printed.out
     assert f"wrote {out}" in printed.err
     with pytest.raises(InputError, match="already exists"):
-        commands.evaluate(str(toy), run=tmp_path / "mine.trec", output=report)
+        commands.evaluate(str(toy), run=[tmp_path / "mine.trec"], output=report)
 
 
 @pytest.mark.parametrize(

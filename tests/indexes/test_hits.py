@@ -18,7 +18,9 @@ def plain_top(scores, k):
 
 
 @given(
-    arrays(np.float32, st.tuples(st.integers(1, 4), st.integers(1, 30)), elements=st.sampled_from([-np.inf, 0, 0.5, 1, 2])),
+    arrays(
+        np.float32, st.tuples(st.integers(1, 4), st.integers(1, 30)), elements=st.sampled_from([-np.inf, 0, 0.5, 1, 2])
+    ),
     st.integers(1, 40),
 )
 def test_equals_a_plain_sort_with_ties_by_row(scores, k):

@@ -93,7 +93,9 @@ def test_inner_product_where_vectors_are_not_of_unit_length(tmp_path, rows, quer
     store = save_vectors(tmp_path / "raw", rows * 3, [f"d{n}" for n in range(N)], made_by={"normalize": False})
     index = Index.build(store, "Flat", tmp_path / "index")
     assert index.metric == "ip"
-    np.testing.assert_allclose(index.search(queries * 2, 1).scores, 6 * search_exact(queries, [(0, rows)], 1).scores, rtol=1e-5)
+    np.testing.assert_allclose(
+        index.search(queries * 2, 1).scores, 6 * search_exact(queries, [(0, rows)], 1).scores, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,10 @@ def test_json_lines_beir_folders_gzip_and_texts(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"_id": "a", "text": "x"}\n{"_id": "b" "text"}\n', r"c.jsonl, line 2: not JSON .*'\{\"_id\": \"b\" \"text\"\}'; expected one JSON object"),
+        (
+            '{"_id": "a", "text": "x"}\n{"_id": "b" "text"}\n',
+            r"c.jsonl, line 2: not JSON .*'\{\"_id\": \"b\" \"text\"\}'; expected one JSON object",
+        ),
         ('{"_id": "a", "text": "x"}\n[1]\n', "line 2: found a list; expected one JSON object"),
         ('{"_id": "a", "body": "x"}\n', "line 1: found fields '_id', 'body'; expected 'text'"),
         ('{"text": "x"}\n', "line 1: found fields 'text'; expected '_id' or 'id'"),

@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import make_model, random_texts
+from fixtures import make_model, random_texts
 
 from indexes.errors import InputError
 from indexes.vectors import VectorStore
@@ -57,7 +57,7 @@ def test_the_fingerprint_knows_everything_that_changes_a_vector(tmp_path, model_
     edit("1_Pooling/config.json", lambda config: config.update(pooling_mode="cls"))
     edit("config_sentence_transformers.json", lambda config: config.update(prompts={"query": "q: "}))
     edit("modules.json", lambda modules: modules.pop())
-    edit("tokenizer.json", lambda tokenizer: tokenizer["normalizer"].update(lowercase=False))
+    edit("tokenizer_config.json", lambda config: config.update(do_lower_case=False))
     seen.add(Encoder.load(str(make_model(tmp_path / "other", seed=1))).fingerprint)
     seen.add(Encoder.load(str(model_folder), max_length=16).fingerprint)
     seen.add(Encoder.load(str(model_folder), dtype="bfloat16").fingerprint)
@@ -67,7 +67,10 @@ def test_the_fingerprint_knows_everything_that_changes_a_vector(tmp_path, model_
 def test_encoding_does_not_change_the_fingerprint(model_folder):
     encoder = Encoder.load(str(model_folder))
     encoder.encode_documents(TEXTS)
-    assert Encoder(encoder.name, encoder.settings, encoder._backbone, encoder._tokenizer, ()).fingerprint == encoder.fingerprint
+    assert (
+        Encoder(encoder.name, encoder.settings, encoder._backbone, encoder._tokenizer, ()).fingerprint
+        == encoder.fingerprint
+    )
 
 
 def test_nothing_is_guessed(tmp_path, model_folder):
@@ -148,7 +151,9 @@ def test_encode_corpus_goes_on_where_it_was_killed(tmp_path, encoder, documents,
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "parts.partial").glob("shard-*.npy")}
     calls = []
     encode = Encoder.encode_documents
-    monkeypatch.setattr(Encoder, "encode_documents", lambda self, texts, *a: calls.append(len(texts)) or encode(self, texts, *a))
+    monkeypatch.setattr(
+        Encoder, "encode_documents", lambda self, texts, *a: calls.append(len(texts)) or encode(self, texts, *a)
+    )
     parts = encoder.encode_corpus(iter(documents), tmp_path / "parts", shard_rows=16)
     assert sum(calls) == 50 - 16 * len(made)
     for path, stamp in stamps.items():

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
-from conftest import random_texts
+from fixtures import random_texts
 
 from indexes.errors import InputError
+from indexes.index import Entry, Index
+from indexes.vectors import save_vectors
 from retrieval.analyzer import Analyzer
 from retrieval.encoder import Encoder
 from retrieval.fusion import search_z_scores, z_score
@@ -54,23 +56,25 @@ def test_fused_by_z_scores_is_exact_over_the_whole_collection(retriever, documen
         assert [hit.id for hit in hits] == [f"d{row}" for row in order]
 
 
-def test_the_threshold_deepens_until_no_document_can_be_missed(encoder, tmp_path):
-    """Many documents, few of which are near the top of both rankings: the first depth is not enough."""
-    from retrieval.documents import Document
-
-    many = [Document(f"d{n}", text) for n, text in enumerate(random_texts(900, seed=9, longest=12))]
-    vectors = encoder.encode_corpus(many, tmp_path / "v")
-    index = build_index(vectors, tmp_path / "i", documents=many)
+def test_the_threshold_deepens_until_no_document_can_be_missed(tmp_path):
+    """The dense order is the reverse of BM25's, so that the best fused documents are at the top of neither."""
+    n = 600
+    angles = np.linspace(0, np.pi / 2, n)
+    rows = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    store = save_vectors(tmp_path / "v", rows, [f"d{row}" for row in range(n)], made_by={"normalize": True})
+    entries = (Entry(f"d{row}", ["word"] * (row + 1), "") for row in range(n))
+    index = Index.build(store, "Flat", tmp_path / "i", entries=entries, analyzer="none")
     depths = []
     search = index.search
     index.search = lambda queries, k: depths.append(k) or search(queries, k)
-    queries, terms = encoder.encode_queries(QUERIES), [Analyzer().terms(query) for query in QUERIES]
-    found = search_z_scores(index, queries, terms, 10, weight=1.0)
-    lexical = np.array([index.lexical.scores(one) for one in terms], dtype=np.float64)
-    fused = standardised((queries @ vectors[:].T).astype(np.float64)) + standardised(lexical)
-    np.testing.assert_allclose(found.scores, -np.sort(-fused, axis=1)[:, :10], atol=1e-4)
-    assert depths[0] == 100
-    assert len(depths) > 1
+    query = np.array([[1.0, 0.0]], np.float32)
+    found = search_z_scores(index, query, [["word"]], 10, weight=1.0)
+    lexical = index.lexical.scores(["word"]).astype(np.float64)[None]
+    fused = standardised((query @ rows.T).astype(np.float64)) + standardised(lexical)
+    best = np.argsort(-fused[0], kind="stable")[:10]
+    np.testing.assert_array_equal(found.rows[0], best)
+    assert not set(best) & set(range(100))
+    assert depths == [100, 400]
 
 
 def test_reciprocal_ranks(retriever, documents):
