@@ -68,14 +68,14 @@ def index(
     From a corpus, the vectors go to OUTPUT.vectors and are used again next time.
     """
     from indexes.manifest import refuse_existing
-    from indexes.vectors import KIND, VectorStore
+    from indexes.vectors import KIND, VectorStore, partial_folder
     from retrieval.documents import read_documents
     from retrieval.encoder import Encoder
     from retrieval.retriever import build_index
 
     refuse_existing(output, overwrite=overwrite)
     folder = Path(source)
-    if not _is_kind(folder, KIND):
+    if not _is_kind(folder, KIND) and not partial_folder(folder).is_dir():
         folder = output.with_name(f"{output.name}.vectors")
         _encode(Encoder.load(encoder), source, folder, overwrite=overwrite)
     vectors = VectorStore.open(folder)

@@ -1,0 +1,134 @@
+"""The command line as a user meets it: exit status, one line on bad input, nothing lost."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from retrieval.cli import build_app
+
+BIN = [sys.executable, "-c", "import sys; sys.argv[0] = 'retrokit'; from retrieval.cli import main; main()"]
+
+
+def retrokit(*arguments, expect=0):
+    done = CliRunner().invoke(build_app(), [str(argument) for argument in arguments])
+    assert done.exit_code == expect, f"{done.output}\n{done.exception!r}"
+    return done
+
+
+def error_of(*arguments):
+    """The one line that a command says when it ends with status 2."""
+    lines = [line for line in retrokit(*arguments, expect=2).output.splitlines() if line.strip()]
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+@pytest.fixture
+def index(tmp_path, corpus_file, model_folder):
+    retrokit("index", corpus_file, "--encoder", model_folder, "--output", tmp_path / "i")
+    return tmp_path / "i"
+
+
+def tree(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_encode_index_search_show(tmp_path, corpus_file, model_folder):
+    retrokit("encode", corpus_file, "--encoder", model_folder, "--output", tmp_path / "v", "--json", tmp_path / "e.json")
+    assert json.loads((tmp_path / "e.json").read_text())["rows"] == 50
+    retrokit("index", tmp_path / "v", "--factory", "HNSW16", "--output", tmp_path / "i")
+    found = retrokit("search", tmp_path / "i", "river stone", "-k", 3, "--json", tmp_path / "s.json")
+    hits = json.loads((tmp_path / "s.json").read_text())["hits"]
+    assert [hit["rank"] for hit in hits] == [1, 2, 3]
+    assert all(hit["id"] in found.output for hit in hits)
+    for folder, words in ((tmp_path / "i", ["HNSW16", "cosine", "mean"]), (tmp_path / "v", ["rows"]), (model_folder, ["32"])):
+        shown = retrokit("show", folder).output
+        assert all(word in shown for word in words)
+    assert "checksums" in retrokit("show", tmp_path / "i", "--verify").output
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_broken_line_a_cut_shard_and_a_foreign_encoder(tmp_path, corpus_file, model_folder, index):
+    """The three of the road: one clear line, status 2, and what was there is untouched."""
+    from fixtures import make_model
+
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text(corpus_file.read_text() + '{"_id": "x", "text": \n')
+    before = tree(index)
+    said = error_of("index", broken, "--encoder", model_folder, "--output", index, "--overwrite")
+    assert f"{broken}, line 51: not JSON" in said
+    assert tree(index) == before
+
+    other = make_model(tmp_path / "other", seed=7)
+    said = error_of("search", index, "river", "--encoder", other)
+    assert "made by another encoder than" in said
+    assert "weights: " in said
+    assert tree(index) == before
+
+    vectors = tmp_path / "i.vectors"
+    os.truncate(vectors / "shard-00000.npy", 500)
+    before = tree(vectors)
+    said = error_of("index", vectors, "--output", tmp_path / "new")
+    assert "shard-00000.npy has 500 bytes; the manifest says" in said
+    assert tree(vectors) == before
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_config_files(tmp_path, index):
+    config = tmp_path / "c.yaml"
+    config.write_text("k: 4\nmode: dense\njson: " + str(tmp_path / "s.json"))
+    retrokit("search", index, "river", "--config", config, "-k", 2)
+    assert len(json.loads((tmp_path / "s.json").read_text())["hits"]) == 2
+    retrokit("search", index, "river", "--config", config)
+    assert len(json.loads((tmp_path / "s.json").read_text())["hits"]) == 4
+    for content, message in (
+        ("colour: red", "c.yaml: colour: unknown option; expected one of encoder, fusion"),
+        ("k: many", "c.yaml: k: Input should be a valid integer"),
+        ("[1, 2]", "found a list; expected options"),
+        ("k: [", "not YAML"),
+    ):
+        config.write_text(content)
+        assert message in error_of("search", index, "river", "--config", config)
+    assert "no such file" in error_of("search", index, "river", "--config", tmp_path / "none.yaml")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_errors_have_no_traceback_unless_asked(tmp_path, monkeypatch):
+    assert "no such file or folder" in error_of("encode", tmp_path / "none", "--output", tmp_path / "v")
+    assert retrokit("encode", "--no-such-option", expect=2)
+    done = retrokit("show", tmp_path / "none", "--traceback", expect=1)
+    assert done.exception is not None
+    monkeypatch.setattr("retrieval.commands._describe", lambda *a, **k: 1 / 0)
+    assert "internal error: ZeroDivisionError" in retrokit("show", tmp_path, expect=1).output
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_encode_killed_by_the_system_goes_on(tmp_path, corpus_file, model_folder):
+    """A real SIGKILL in the middle, then the same command again."""
+    command = ["encode", str(corpus_file), "--encoder", str(model_folder), "--shard-rows", "8"]
+    killer = (
+        "import os, signal, sys; sys.argv[0] = 'retrokit'\n"
+        "from indexes.vectors import VectorWriter\n"
+        "write = VectorWriter.write\n"
+        "def once(self, shard, *rest):\n"
+        "    os.kill(os.getpid(), signal.SIGKILL) if shard == 3 else write(self, shard, *rest)\n"
+        "VectorWriter.write = once\n"
+        "from retrieval.cli import main; main()"
+    )
+    killed = subprocess.run([sys.executable, "-c", killer, *command, "--output", str(tmp_path / "v")], check=False)
+    assert killed.returncode == -9
+    assert len(list((tmp_path / "v.partial").glob("*.done.json"))) == 3
+    assert "is unfinished" in error_of("index", tmp_path / "v", "--output", tmp_path / "i")
+    retrokit(*command, "--output", tmp_path / "v")
+    retrokit(*command, "--output", tmp_path / "whole")
+    ours, whole = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).glob("shard-*")} for name in ("v", "whole")
+    )
+    assert ours == whole
+    assert len(ours) == 14
