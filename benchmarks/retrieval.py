@@ -2,9 +2,9 @@
 
     python benchmarks/retrieval.py
 
-Encoding: texts a second against SentenceTransformer.encode (same model, batch size 32 there). Exact search: queries a
-second of a Flat index against faiss.IndexFlatIP as it comes, by batch size. Pretraining: seconds of a DupMAE step against
-the same losses with dense vocabulary heads. Each figure is the best of several repeats; the sides take turns.
+Encoding: texts a second against SentenceTransformer.encode (same model, its batch size of 32). Exact search: queries a
+second of a Flat index against faiss.IndexFlatIP as it comes, by batch size. Pretraining: seconds of a DupMAE step
+against the same losses with dense vocabulary heads. Each figure is the best of several repeats; the sides take turns.
 """
 
 import json

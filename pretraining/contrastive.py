@@ -72,6 +72,7 @@ def train(
         trainer = PairTrainer(model, args, Pairs(pairs), model.collate, partial / LOG, on_progress)
         trainer.add_callback(selection)
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    trainer.release()
     if config.steps not in selection.checks:
         selection.check(config.steps)
     _publish(model, selection, folder, target, card, partial / LOG, overwrite=overwrite)

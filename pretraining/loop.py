@@ -1,5 +1,7 @@
 """The training loop: transformers' Trainer with our data order, masks, checkpoints and log, resumable bit for bit."""
 
+import ctypes
+import gc
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -18,6 +20,7 @@ from pretraining.masking import seed_of, seeded
 from retrieval.encoder import best_device
 
 WEIGHTS = "model.safetensors"
+_STEPS_BETWEEN_TRIMS = 5
 _DROPOUT = 1  # keeps the seeds of dropout apart from those of masks
 
 
@@ -77,6 +80,8 @@ class ResumableTrainer(Trainer):
         """Seed this micro-step, compute the losses, and keep each one's value for the log."""
         self._micro = self._micro + 1 if self.state.global_step == self._at else 0
         self._at = self.state.global_step
+        if self._at % _STEPS_BETWEEN_TRIMS == 0:
+            return_free_memory()
         address = (self.args.seed, self._at, self._micro, self.args.process_index)
         torch.manual_seed(seed_of(*address, _DROPOUT))
         losses = self.losses(model, inputs, seeded(self.args.device, *address))
@@ -102,6 +107,14 @@ class ResumableTrainer(Trainer):
         line |= {"gradient_norm": logs["grad_norm"], "learning_rate": logs["learning_rate"]}
         with self.log_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+    def release(self) -> None:
+        """Give up optimizer and gradients, which would live on in cycles and in accelerate's shared state."""
+        self.accelerator.free_memory()
+        self.optimizer = self.lr_scheduler = None
+        self.model.zero_grad(set_to_none=True)
+        gc.collect()
+        return_free_memory()
 
     def rows_of_run(self) -> int:
         """How many rows the whole run reads, all processes together."""
@@ -138,6 +151,16 @@ class PretrainingTrainer(ResumableTrainer):
         """Sample the masks of a batch and compute the objective."""
         tensors = inputs["ids"], inputs["attention_mask"], inputs["word_starts"]
         return model(self.model.sample(*tensors, generator=generator))
+
+
+def return_free_memory() -> None:
+    """Hand freed memory back to the system where the C library can (glibc).
+
+    Batches differ in shape, so that freed blocks seldom fit the next one and the heap would grow by gigabytes.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def unique_state(model: nn.Module) -> dict[str, Tensor]:

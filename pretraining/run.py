@@ -277,4 +277,5 @@ def _train(
     with quiet():
         trainer = PretrainingTrainer(base.model, args, windows, Collator(base.tokenizer), partial / LOG, on_progress)
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    trainer.release()
     return step

@@ -83,7 +83,18 @@ def _lines(label: str, unit: str) -> OnProgress:
 
 def note(message: str) -> None:
     """Print one line about what is going on to standard error."""
-    err.print(message, markup=False)
+    if not out.quiet:
+        err.print(message, markup=False)
+
+
+@contextlib.contextmanager
+def muted() -> Iterator[None]:
+    """Hold back notes and results, but not progress, of commands that a recipe calls."""
+    before, out.quiet = out.quiet, True
+    try:
+        yield
+    finally:
+        out.quiet = before
 
 
 def table(
@@ -92,7 +103,7 @@ def table(
     """Lay out rows of text: first column to the left, the others to the right if they are numbers."""
     grid = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
     for number, name in enumerate(columns):
-        grid.add_column(name, justify="right" if number and numbers else "left", overflow="fold")
+        grid.add_column(name, justify="right" if number and numbers else "left", overflow="fold", no_wrap=number == 0)
     for row in rows:
         grid.add_row(*(Text(cell) for cell in row))
     return grid

@@ -39,14 +39,20 @@ def tree(folder):
 
 @pytest.mark.filterwarnings("ignore")
 def test_encode_index_search_show(tmp_path, corpus_file, model_folder):
-    retrokit("encode", corpus_file, "--encoder", model_folder, "--output", tmp_path / "v", "--json", tmp_path / "e.json")
+    retrokit(
+        "encode", corpus_file, "--encoder", model_folder, "--output", tmp_path / "v", "--json", tmp_path / "e.json"
+    )
     assert json.loads((tmp_path / "e.json").read_text())["rows"] == 50
     retrokit("index", tmp_path / "v", "--factory", "HNSW16", "--output", tmp_path / "i")
     found = retrokit("search", tmp_path / "i", "river stone", "-k", 3, "--json", tmp_path / "s.json")
     hits = json.loads((tmp_path / "s.json").read_text())["hits"]
     assert [hit["rank"] for hit in hits] == [1, 2, 3]
     assert all(hit["id"] in found.output for hit in hits)
-    for folder, words in ((tmp_path / "i", ["HNSW16", "cosine", "mean"]), (tmp_path / "v", ["rows"]), (model_folder, ["32"])):
+    for folder, words in (
+        (tmp_path / "i", ["HNSW16", "cosine", "mean"]),
+        (tmp_path / "v", ["rows"]),
+        (model_folder, ["32"]),
+    ):
         shown = retrokit("show", folder).output
         assert all(word in shown for word in words)
     assert "checksums" in retrokit("show", tmp_path / "i", "--verify").output

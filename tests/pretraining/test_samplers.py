@@ -8,7 +8,7 @@ from indexes.errors import InputError
 from pretraining.samplers import SAMPLERS, sample_pairs, sentences
 from retrieval.documents import Document
 
-TEXT = "Rivers run to the sea. Stones stay where they are for years. Paper burns quickly in a fire. Nothing else is known here."
+TEXT = "Rivers run to the sea. Stones stay where they are for years. Paper burns in a fire. Nothing else is known here."
 DOCUMENT = Document("d1", TEXT, "On water and stones")
 
 
