@@ -31,7 +31,7 @@ lint: install
 	$(BIN)/mypy
 
 bench: install
-	$(BIN)/python benchmarks/retrieval.py
+	$(BIN)/python benchmarks/speed.py
 
 clean:
 	rm -rf .venv retrokit-demo build *.egg-info

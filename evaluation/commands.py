@@ -61,7 +61,7 @@ def evaluate(
         refuse_existing(output, overwrite=overwrite)  # before the work, not after it
     testset = load_dataset(dataset, split)
     if run:
-        report = merge({_stem(path): _measure_run(path, testset, measures) for path in run})
+        report = merge({name: _measure_run(path, name, testset, measures) for name, path in _system_names(run).items()})
     else:
         opened = _open_index(index) if index is not None else _open_encoder(str(encoder), testset, cache)
         with progress("searching", "queries") as on_progress:
@@ -110,9 +110,21 @@ def collection(
     note(f"next: retrokit evaluate --encoder MODEL --dataset {output}")
 
 
-def _measure_run(path: Path, testset: TestSet, measures: list[str]) -> Report:
+def _measure_run(path: Path, name: str, testset: TestSet, measures: list[str]) -> Report:
     made_by = {"run file": path.name, **_versions()}
-    return evaluate_run(read_run(path), testset, name=_stem(path), measures=measures, made_by=made_by)
+    return evaluate_run(read_run(path), testset, name=name, measures=measures, made_by=made_by)
+
+
+def _system_names(paths: list[Path]) -> dict[str, Path]:
+    """Name each run file's system after the file, and after its folder too where two files have one name."""
+    stems = [_stem(path) for path in paths]
+    names: dict[str, Path] = {}
+    for path, stem in zip(paths, stems, strict=True):
+        name = stem if stems.count(stem) == 1 else f"{path.resolve().parent.name}-{stem}"
+        if name in names:
+            raise InputError(f"two run files would be called {name!r}: {names[name]} and {path}; rename one")
+        names[name] = path
+    return names
 
 
 def _stem(path: Path) -> str:

@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 
 from indexes.hits import Hits, merge, top
 
+_SLAB = 2048
+
 
 def search_exact(queries: NDArray[np.float32], blocks: Iterable[tuple[int, NDArray[np.float32]]], k: int) -> Hits:
     """Find the k rows of the largest inner product for each query.
@@ -21,10 +23,22 @@ def search_exact(queries: NDArray[np.float32], blocks: Iterable[tuple[int, NDArr
     """
     found = Hits(np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf, np.float32))
     for first, block in blocks:
-        scores = queries @ np.asarray(block, dtype=np.float32).T  # (q, rows)
-        here = top(scores, min(k, len(block)))
+        here = top(_inner_products(queries, block), min(k, len(block)))
         found = merge([found, Hits(here.rows + first, here.scores)], k)
     return found
+
+
+def _inner_products(queries: NDArray[np.float32], block: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Scores (q, rows) of a block, a cache-sized slab at a time.
+
+    Rows inside a FAISS file do not lie at a multiple of 4 bytes, so that numpy copies them before it multiplies: a
+    slab's copy stays in the cache, a block's would go through memory twice more.
+    """
+    scores = np.empty((len(queries), len(block)), dtype=np.float32)
+    for start in range(0, len(block), _SLAB):
+        slab = np.require(block[start : start + _SLAB], np.float32, ["ALIGNED"])
+        scores[:, start : start + _SLAB] = queries @ slab.T
+    return scores
 
 
 class ScoreMoments:

@@ -33,14 +33,8 @@ def top(scores: NDArray[np.floating[Any]], k: int, rows: NDArray[np.int64] | Non
     columns = np.arange(scores.shape[1], dtype=np.int64) if rows is None else rows
     rows = np.broadcast_to(columns, scores.shape)
     if scores.shape[1] > k:
-        # argpartition alone would choose among equal scores at the border by chance: keep all of the k-th best score.
-        border = -np.partition(-scores, k - 1, axis=1)[:, k - 1 : k]  # (q, 1)
-        width = int((scores >= border).sum(axis=1).max())
-        if width < scores.shape[1]:
-            best = np.argpartition(-scores, width - 1, axis=1)[:, :width]
-            if not _all_kept(scores, best, border):
-                best = np.argsort(-scores, axis=1, kind="stable")[:, :width]
-            scores, rows = np.take_along_axis(scores, best, axis=1), np.take_along_axis(rows, best, axis=1)
+        best = _best_columns(scores, k)
+        scores, rows = np.take_along_axis(scores, best, axis=1), np.take_along_axis(rows, best, axis=1)
     order = np.lexsort((rows, -scores), axis=1)[:, :k]
     found = Hits(np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1))
     return _pad(found, k)
@@ -53,9 +47,13 @@ def merge(parts: list[Hits], k: int) -> Hits:
     return top(scores, k, rows)
 
 
-def _all_kept(scores: NDArray[np.floating[Any]], best: NDArray[np.int64], border: NDArray[np.floating[Any]]) -> bool:
-    kept = (np.take_along_axis(scores, best, axis=1) >= border).sum(axis=1)
-    return bool((kept == (scores >= border).sum(axis=1)).all())
+def _best_columns(scores: NDArray[np.floating[Any]], k: int) -> NDArray[np.int64]:
+    """Columns (q, ≥ k) that hold the k best of each line and everything that equals the k-th best."""
+    n = scores.shape[1]
+    best = np.argpartition(scores, n - k, axis=1)[:, n - k :]  # (q, k), chosen by chance among equals at the border
+    border = np.take_along_axis(scores, best, axis=1).min(axis=1, keepdims=True)  # (q, 1)
+    width = int((scores >= border).sum(axis=1).max())
+    return best if width == k else np.argsort(-scores, axis=1, kind="stable")[:, :width]
 
 
 def _pad(found: Hits, k: int) -> Hits:

@@ -42,7 +42,7 @@ def demo(
     if (output / "report").exists():
         refuse_existing(output, overwrite=False)
     start = time.monotonic()
-    corpus = output / "corpus"
+    corpus = output / "python-docs"
     precision = _precision(output)
     if not corpus.exists():
         _stage(1, f"collect documents and queries from the documentation of {packages}")

@@ -46,13 +46,30 @@ def test_a_run_file_is_measured(toy, tmp_path, capsys):
     commands.evaluate(str(toy), run=[tmp_path / "mine.trec"], measure=["MRR@10"], json=out, output=report)
     document = json.loads(out.read_text())
     assert document["metrics"] == {"MRR@10": 0.5}
-    assert document["systems"] == {"mine.trec": {"MRR@10": 0.5}}
+    assert document["systems"] == {"mine": {"MRR@10": 0.5}}
     assert (report / "report.html").is_file()
     printed = capsys.readouterr()
     assert "0.5000" in printed.out
     assert f"wrote {out}" in printed.err
     with pytest.raises(InputError, match="already exists"):
         commands.evaluate(str(toy), run=[tmp_path / "mine.trec"], output=report)
+
+
+def test_run_files_side_by_side(toy, tmp_path):
+    paths = [tmp_path / name for name in ("a/dense.trec", "b/dense.run.gz", "b/lexical.txt")]
+    for place, path in enumerate(paths):
+        path.parent.mkdir(exist_ok=True)
+        write_run({"q1": make_ranking(["d2", "d1"], [1, place], place="q1")}, path)
+    out = tmp_path / "out.json"
+    commands.evaluate(str(toy), run=paths, measure=["MRR@10"], json=out)
+    systems = json.loads(out.read_text())["systems"]
+    assert {name: measures["MRR@10"] for name, measures in systems.items()} == {
+        "a-dense": 0.5,
+        "b-dense": 0.5,
+        "lexical": 1.0,
+    }
+    with pytest.raises(InputError, match="two run files would be called 'a-dense'"):
+        commands.evaluate(str(toy), run=[paths[0], paths[0]])
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
-"""Speed of retrokit beside a peer in the same run, as ratios; writes benchmarks/retrieval.json.
+"""Speed of retrokit beside a peer in the same run, as ratios; writes benchmarks/speed.json.
 
-    python benchmarks/retrieval.py
+    python benchmarks/speed.py
 
 Encoding: texts a second against SentenceTransformer.encode (same model, its batch size of 32). Exact search: queries a
 second of a Flat index against faiss.IndexFlatIP as it comes, by batch size. Pretraining: seconds of a DupMAE step
