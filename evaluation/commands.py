@@ -53,7 +53,7 @@ def evaluate(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing --output folder.")] = False,
 ) -> None:
     """Measure an encoder, an index or a run file on a test collection."""
-    measures = [one.name for one in parse_measures(measure or DEFAULT_MEASURES)]
+    measures = [one.name for one in parse_measures(measure or _default_measures(k))]
     modes = _wanted_modes(encoder, index, run, hybrid=hybrid, modes=mode)
     if cache is not None and encoder is None:
         raise InputError("--cache is where --encoder keeps its vectors; leave it out without --encoder")
@@ -63,7 +63,7 @@ def evaluate(
     if run:
         report = merge({name: _measure_run(path, name, testset, measures) for name, path in _system_names(run).items()})
     else:
-        opened = _open_index(index) if index is not None else _open_encoder(str(encoder), testset, cache)
+        opened = _open_index(index, testset) if index is not None else _open_encoder(str(encoder), testset, cache)
         with progress("searching", "queries") as on_progress:
             report = evaluate_retriever(
                 opened.searcher,
@@ -110,6 +110,11 @@ def collection(
     note(f"next: retrokit evaluate --encoder MODEL --dataset {output}")
 
 
+def _default_measures(k: int) -> list[str]:
+    """The usual measures, without those that read deeper than k hits."""
+    return [name for name in DEFAULT_MEASURES if int(name.partition("@")[2] or 0) <= k]
+
+
 def _measure_run(path: Path, name: str, testset: TestSet, measures: list[str]) -> Report:
     made_by = {"run file": path.name, **_versions()}
     return evaluate_run(read_run(path), testset, name=name, measures=measures, made_by=made_by)
@@ -151,10 +156,16 @@ def _wanted_modes(
     return list(modes) if modes else ["dense"] if encoder is not None else None
 
 
-def _open_index(folder: Path) -> _Opened:
+def _open_index(folder: Path, testset: TestSet) -> _Opened:
     from retrieval.retriever import Retriever
 
     retriever = Retriever.open(folder)
+    made_of = retriever.index.corpus["fingerprint"]
+    if made_of not in (None, testset.corpus_fingerprint):
+        raise InputError(
+            f"{folder} holds another corpus than {testset.name} ({made_of[:12]} ≠ {testset.corpus_fingerprint[:12]}); "
+            "index the corpus of the test collection"
+        )
     made_by = retriever.index.made_by
     found = {"index": folder.name, "encoder fingerprint": str(made_by.get("fingerprint", "unknown"))}
     return _Opened(retriever, found | {"index factory": retriever.index.factory})

@@ -10,7 +10,7 @@ from evaluation.presentation import best_values, conventions, headline
 from evaluation.runs import write_run
 from evaluation.systems import Report
 from indexes.errors import InputError
-from indexes.manifest import new_folder, write_json
+from indexes.manifest import new_folder, seal, write_json
 
 
 def write_report(report: Report, folder: str | Path, *, overwrite: bool = False) -> None:
@@ -30,6 +30,7 @@ def write_report(report: Report, folder: str | Path, *, overwrite: bool = False)
         (new / "per-query.tsv").write_text(as_table(report), encoding="utf-8", newline="\n")
         for system, result in report.systems.items():
             write_run(result.run, new / names[system], tag=system)
+        seal(new, "report", {"dataset": report.dataset, "fingerprint": report.fingerprint})
 
 
 def as_json(report: Report) -> dict[str, Any]:

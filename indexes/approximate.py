@@ -53,12 +53,15 @@ def build_faiss(store: VectorStore, factory: str, path: Path) -> None:
         InputError: FAISS does not know the string, cannot build it over these vectors, or the file is not whole.
     """
     faiss = load_faiss()
+    if found := re.search(r"(HNSW|NSG)[01](?!\d)|IVF0(?!\d)", factory):
+        raise InputError(f"factory {factory!r} has {found[0]}, which crashes FAISS; expected HNSW2, NSG2, IVF1 or more")
     try:
         index = faiss.index_factory(store.dim, factory, faiss.METRIC_INNER_PRODUCT)
         if not index.is_trained:
             index.train(_training_rows(store))
         for _, block in store.blocks(_BLOCK):
             index.add(np.ascontiguousarray(block, dtype=np.float32))
+        index.search(store[:1], 1)  # some strings are built and then cannot be searched
     except RuntimeError as error:
         raise InputError(f"FAISS cannot build {factory!r} over {len(store)} × {store.dim}: {_reason(error)}") from None
     faiss.write_index(index, str(path))
@@ -99,7 +102,10 @@ class Approximate:
         if self._exhaustive:
             return search_exact(queries, self._blocks(), k)
         wanted = min(k * _OVERSAMPLE if self._lossy else k, self.rows)
-        _, rows = self._index.search(np.ascontiguousarray(queries, dtype=np.float32), wanted)  # (q, wanted)
+        try:
+            _, rows = self._index.search(np.ascontiguousarray(queries, dtype=np.float32), wanted)  # (q, wanted)
+        except RuntimeError as error:
+            raise InputError(f"FAISS cannot search {type(self._index).__name__}: {_reason(error)}") from None
         found = top(self.scores(queries, rows), k, rows)
         short = (found.rows >= 0).sum(axis=1) < min(k, self.rows)
         if short.any():

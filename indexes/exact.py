@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from indexes.hits import Hits, merge, top
 
 _SLAB = 2048
+_QUERIES_AT_ONCE = 512
 
 
 def search_exact(queries: NDArray[np.float32], blocks: Iterable[tuple[int, NDArray[np.float32]]], k: int) -> Hits:
@@ -19,12 +20,15 @@ def search_exact(queries: NDArray[np.float32], blocks: Iterable[tuple[int, NDArr
         k: Hits for each query.
 
     Returns:
-        Hits (q, k). At any time one (q, rows) block of scores is in memory.
+        Hits (q, k). At any time the scores of one block with at most 512 queries are in memory.
     """
     found = Hits(np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf, np.float32))
     for first, block in blocks:
-        here = top(_inner_products(queries, block), min(k, len(block)))
-        found = merge([found, Hits(here.rows + first, here.scores)], k)
+        for start in range(0, len(queries), _QUERIES_AT_ONCE):
+            some = slice(start, start + _QUERIES_AT_ONCE)
+            here = top(_inner_products(queries[some], block), min(k, len(block)))
+            before = Hits(found.rows[some], found.scores[some])
+            found.rows[some], found.scores[some] = merge([before, Hits(here.rows + first, here.scores)], k)
     return found
 
 

@@ -1,6 +1,5 @@
 """Index folders: one object over the FAISS part, the BM25 part, ids and texts of the same rows."""
 
-import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from indexes.exact import ScoreMoments
 from indexes.hits import Hits
 from indexes.lexical import Lexical
 from indexes.manifest import MANIFEST, differences, new_folder, open_manifest, seal, verify, write_json
-from indexes.vectors import VectorStore
+from indexes.vectors import UNIT_TOLERANCE, VectorStore
 
 KIND = "index"
 _DENSE = "dense.faiss"
@@ -144,7 +143,7 @@ class Index:
             k: Hits for each query.
 
         Returns:
-            Hits (q, k), ordered by score, then row.
+            Hits (q, min(k, n)), ordered by score, then row.
 
         Raises:
             InputError: k < 1, another dimension, NaN, or vectors that are not unit length under cosine.
@@ -156,11 +155,10 @@ class Index:
         if not np.isfinite(queries).all():
             raise InputError("a query vector holds NaN or infinity; encode the query again")
         lengths = np.linalg.norm(queries, axis=1)
-        if self.metric == "cosine" and np.abs(lengths - 1).max(initial=0) > 1e-2:
-            raise InputError(
-                f"a query vector has length {lengths.max():.3f}; {self.folder} compares unit vectors (cosine)"
-            )
-        return self.dense.search(queries.astype(np.float32, copy=False), k)
+        far = max(lengths, key=lambda length: abs(length - 1), default=1.0)
+        if self.metric == "cosine" and abs(far - 1) > UNIT_TOLERANCE:
+            raise InputError(f"a query vector has length {far:.3f}; {self.folder} compares unit vectors (cosine)")
+        return self.dense.search(queries.astype(np.float32, copy=False), min(k, len(self)))
 
     def check_encoder(self, made_by: Mapping[str, Any], name: str) -> None:
         """Refuse an encoder other than the one that made the vectors.
@@ -173,20 +171,6 @@ class Index:
                 f"{self.folder} was made by another encoder than {name} (index ≠ encoder: "
                 f"{differences(self.made_by, made_by)}); search it with its own encoder or encode the corpus again"
             )
-
-    def row(self, identifier: str) -> int:
-        """The row of a document id.
-
-        Raises:
-            InputError: No document has this id.
-        """
-        if identifier not in self._rows:
-            raise InputError(f"{self.folder} has no document {identifier!r}; it has {len(self)} others")
-        return self._rows[identifier]
-
-    @functools.cached_property
-    def _rows(self) -> dict[str, int]:
-        return {name: row for row, name in enumerate(self.ids)}
 
     def text(self, row: int) -> str | None:
         """The stored text of a row; None if the index keeps no texts."""

@@ -7,20 +7,33 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from indexes.errors import InputError
 
+try:
+    import fcntl
+except ModuleNotFoundError:
+    fcntl = None  # type: ignore[assignment]
+
 MANIFEST = "manifest.json"
+LOCK = ".lock"
 FORMAT = 1
+_ALWAYS_VERIFIED = 256_000_000
 
 
 def fingerprint(value: Any) -> str:
     """SHA-256 of a JSON value in canonical form (sorted keys, no spaces), as 64 hex digits."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def folder_digest(folder: Path) -> str:
+    """SHA-256 over the names and contents of all files below a folder, as 64 hex digits."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return fingerprint({path.relative_to(folder).as_posix(): file_digest(path) for path in paths})
 
 
 def file_digest(path: Path) -> str:
@@ -30,14 +43,21 @@ def file_digest(path: Path) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file that is either wholly there or not at all: temporary sibling, fsync, rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    """Write a JSON file that is either wholly there or not at all: temporary sibling, fsync, rename.
+
+    Folders on the way to it are made.
+    """
+    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = named(path).with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> Any:
@@ -77,10 +97,59 @@ def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def refuse_existing(target: Path, *, overwrite: bool) -> None:
-    """Raise InputError if `target` exists, unless it may be overwritten."""
-    if target.exists() and not overwrite:
+def named(path: Path) -> Path:
+    """Give a path back, if it has a name to put siblings beside.
+
+    Raises:
+        InputError: It is `.`, `..`, `/` or the like.
+    """
+    if not path.name or path.name == "..":
+        raise InputError(f"{path} is no name for something new; give a name inside a folder")
+    return path
+
+
+def refuse_existing(target: Path, *, overwrite: bool, inputs: Iterable[Path | str] = ()) -> None:
+    """Refuse an output that exists, unless it may be overwritten and is something that retrokit made.
+
+    Args:
+        target: The output folder.
+        overwrite: Whether the user asked for it.
+        inputs: What the work reads: never to be overwritten, nor any folder that holds it.
+
+    Raises:
+        InputError: It must not be written.
+    """
+    named(target)
+    place = target.resolve()
+    for source in map(Path, inputs):
+        if source.exists() and place in (source.resolve(), *source.resolve().parents):
+            raise InputError(f"--output {target} is or holds the input {source}; choose another --output")
+    if not (target.exists() or target.is_symlink()):
+        return
+    if target.is_symlink() or not target.is_dir():
+        raise InputError(f"{target} is a file or a link; choose another --output")
+    if not overwrite:
         raise InputError(f"{target} already exists; choose another --output or pass --overwrite")
+    if any(target.iterdir()) and not (target / MANIFEST).is_file():
+        raise InputError(f"{target} was not made by retrokit (no {MANIFEST} in it), so --overwrite leaves it alone")
+
+
+@contextlib.contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Hold a working folder against other processes of this machine; a killed holder lets go of it.
+
+    Raises:
+        InputError: Another process is writing there.
+    """
+    if fcntl is None:  # a system without advisory locks
+        yield
+        return
+    with (folder / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"another process is writing {folder}; wait for it or choose another --output") from None
+        yield
 
 
 def publish(temporary: Path, target: Path, *, overwrite: bool = False) -> None:
@@ -99,7 +168,7 @@ def publish(temporary: Path, target: Path, *, overwrite: bool = False) -> None:
 
 def seal(folder: Path, kind: str, content: Mapping[str, Any]) -> None:
     """Write the manifest of a filled folder: its kind, format version, content, and size and SHA-256 of each file."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in (MANIFEST, LOCK))
     files = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": file_digest(path)}
         for path in paths
@@ -110,7 +179,8 @@ def seal(folder: Path, kind: str, content: Mapping[str, Any]) -> None:
 def open_manifest(folder: Path, kind: str) -> dict[str, Any]:
     """Read a folder's manifest and check that the folder is of this kind and that no file is missing or cut short.
 
-    Sizes are compared on every open (free); `verify` compares the checksums too.
+    Sizes are compared on every open; so are the checksums of a folder of up to 256 MB, a matter of tenths of a second.
+    `verify` compares those of any folder.
 
     Raises:
         InputError: No such folder, no manifest, another kind or format, or a missing or truncated file.
@@ -122,7 +192,7 @@ def open_manifest(folder: Path, kind: str) -> dict[str, Any]:
     manifest = read_json(folder / MANIFEST)
     found = manifest.get("kind") if isinstance(manifest, dict) else None
     if found != kind:
-        raise InputError(f"{folder} is a folder of kind {found!r}; expected a {kind} folder")
+        raise InputError(f"{folder} is a folder of kind {found!r}; expected {kind!r}")
     if manifest.get("format") != FORMAT:
         raise InputError(
             f"{folder} has format {manifest.get('format')!r}; this retrokit reads format {FORMAT}: make it again"
@@ -133,6 +203,8 @@ def open_manifest(folder: Path, kind: str) -> dict[str, Any]:
         if size != entry["bytes"]:
             state = "is missing" if size is None else f"has {size:,} bytes"
             raise InputError(f"{path} {state}; the manifest says {entry['bytes']:,} bytes: make the folder again")
+    if sum(entry["bytes"] for entry in manifest["files"].values()) <= _ALWAYS_VERIFIED:
+        verify(folder, manifest)
     return manifest
 
 

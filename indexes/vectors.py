@@ -1,9 +1,9 @@
 """Vectors folders: memory-mapped shards of rows with their ids, written one atomic shard at a time."""
 
+import contextlib
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from indexes.errors import InputError
 from indexes.manifest import (
+    LOCK,
     differences,
     file_digest,
     fingerprint,
@@ -21,11 +22,14 @@ from indexes.manifest import (
     read_json,
     refuse_existing,
     seal,
+    sole_writer,
     verify,
     write_json,
 )
 
 KIND = "vectors"
+UNIT_TOLERANCE = 0.02
+"""How far the length of a normalised vector may be from 1: bfloat16 rounds by up to 0.4% a number."""
 _PLAN = "plan.json"
 
 
@@ -37,7 +41,7 @@ class VectorStore:
     Attributes:
         folder: Where it is.
         made_by: What made the vectors: a flat record of the encoder, with its `fingerprint`.
-        corpus: The corpus they were made of: `source` (as the user named it) and `fingerprint`.
+        corpus: The corpus they were made of: `source` (where it was read) and `fingerprint`; None where not known.
     """
 
     def __init__(self, folder: Path, manifest: Mapping[str, Any]) -> None:
@@ -122,25 +126,42 @@ class VectorWriter:
         refuse_existing(folder, overwrite=overwrite)
         self.folder = folder
         self.partial = partial_folder(folder)
-        self._plan = {**made_by, "dim": dim, "shard_rows": shard_rows}
+        self.made_by = {**made_by, "dim": dim}
         self._overwrite = overwrite
-        if overwrite and self.partial.exists() and self._begun() != self._plan:
-            shutil.rmtree(self.partial)
-        if self.partial.exists():
-            begun = self._begun()
-            if begun != self._plan:
+        self.partial.mkdir(parents=True, exist_ok=True)
+        self._held = contextlib.ExitStack()
+        self._held.enter_context(sole_writer(self.partial))
+        try:
+            self._open_plan({"made_by": self.made_by, "shard_rows": shard_rows})
+        except InputError:
+            self.close()
+            raise
+
+    def _open_plan(self, plan: dict[str, Any]) -> None:
+        """Begin the partial folder, or check that it was begun with this plan."""
+        path = self.partial / _PLAN
+        foreign = [file.name for file in self.partial.iterdir() if file.name != LOCK]
+        if not path.is_file() and foreign:
+            raise InputError(f"{self.partial} holds {foreign[0]} and was not made by encode; choose another --output")
+        if path.is_file():
+            begun = read_json(path)
+            same = begun["shard_rows"] == plan["shard_rows"]
+            if same and begun["made_by"]["fingerprint"] == plan["made_by"]["fingerprint"]:
+                return
+            if not self._overwrite:
+                sides = [{**side["made_by"], "shard_rows": side["shard_rows"]} for side in (begun, plan)]
                 raise InputError(
-                    f"{self.partial} was begun differently ({differences(begun, self._plan)}); "
+                    f"{self.partial} was begun differently ({differences(*sides)}); "
                     "encode as before, choose another --output or pass --overwrite"
                 )
-        else:
-            self.partial.mkdir(parents=True)
-            write_json(self.partial / _PLAN, self._plan)
+            for file in self.partial.iterdir():
+                if file.name != LOCK:
+                    file.unlink()
+        write_json(path, plan)
 
-    def _begun(self) -> dict[str, Any]:
-        # A process killed between making the folder and writing the plan leaves a folder that holds nothing.
-        path = self.partial / _PLAN
-        return read_json(path) if path.exists() else {}
+    def close(self) -> None:
+        """Let other processes write here; what is written stays, for the next run to go on with."""
+        self._held.close()
 
     def source(self, shard: int) -> str | None:
         """The digest of the documents of a finished shard; None if the shard has still to be made.
@@ -158,16 +179,23 @@ class VectorWriter:
         """Write one shard: vectors (rows, d), their ids, and the digest of the documents they were made of.
 
         Raises:
-            InputError: A vector holds NaN or infinity; the message names its id.
+            InputError: A vector holds NaN or infinity, or is not of unit length though `made_by` says so; the message
+                names its id.
         """
         finite = np.isfinite(vectors).all(axis=1)
         if not finite.all():
             raise InputError(f"document {ids[int(finite.argmin())]!r} gave a vector with NaN or infinity; not written")
+        lengths = np.linalg.norm(vectors, axis=1)
+        far = int(np.abs(lengths - 1).argmax())
+        if self.made_by.get("normalize") and abs(lengths[far] - 1) > UNIT_TOLERANCE:
+            raise InputError(f"document {ids[far]!r} gave a vector of length {lengths[far]:.3f}; expected unit length")
         path = self.partial / shard_name(shard)
-        with path.open("wb") as file:
+        temporary = path.with_name(f".{path.name}")
+        with temporary.open("wb") as file:
             np.save(file, np.ascontiguousarray(vectors), allow_pickle=False)
             file.flush()
             os.fsync(file.fileno())
+        temporary.replace(path)
         write_json(_ids_path(path), list(ids))
         digests = {"sha256": file_digest(path), "ids_sha256": file_digest(_ids_path(path))}
         write_json(self._record_path(shard), {"rows": len(ids), "source": source, **digests})
@@ -188,18 +216,13 @@ class VectorWriter:
                 raise RuntimeError(f"shard {number} was never written")
             rows += record["rows"]
         for path in self.partial.iterdir():
-            if path.name not in keep:
+            if path.name not in (*keep, LOCK):
                 path.unlink()
-        made_by = {name: value for name, value in self._plan.items() if name not in ("dim", "shard_rows")}
-        content = {
-            "made_by": made_by,
-            "corpus": dict(corpus),
-            "rows": rows,
-            "dim": self._plan["dim"],
-            "shards": names,
-        }
-        seal(self.partial, KIND, content)
+        content = {"corpus": dict(corpus), "rows": rows, "dim": self.made_by["dim"], "shards": names}
+        seal(self.partial, KIND, {"made_by": self.made_by, **content})
+        (self.partial / LOCK).unlink(missing_ok=True)
         publish(self.partial, self.folder, overwrite=self._overwrite)
+        self.close()
         return VectorStore.open(self.folder)
 
     def _record(self, shard: int) -> dict[str, Any] | None:
@@ -251,7 +274,7 @@ def save_vectors(
         Path(folder), made_by=record, dim=vectors.shape[1], shard_rows=max(len(ids), 1), overwrite=overwrite
     )
     writer.write(0, vectors.astype(np.float32, copy=False), ids, digest.hexdigest())
-    return writer.finish(1, {"source": None, "fingerprint": digest.hexdigest()})
+    return writer.finish(1, {"source": None, "fingerprint": None})
 
 
 def _ids_path(shard: Path) -> Path:

@@ -1,20 +1,19 @@
 """Adaptation: an encoder learns from pairs made out of a corpus, and the checkpoint that ranks best is kept."""
 
 import hashlib
-import shutil
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from indexes.errors import InputError
-from indexes.manifest import differences, fingerprint, new_folder, read_json, refuse_existing, write_json
+from indexes.manifest import fingerprint, folder_digest, read_json, refuse_existing
 from pretraining.samplers import SAMPLERS, sample_pairs
+from pretraining.working import CARD, finished_card, working_folder
 from retrieval.documents import Document, corpus_fingerprint, read_documents
+from retrieval.model_folder import resolve
 from retrieval.pairs import Pair, read_pairs
-
-CARD = "retrokit.json"
-RUN = "run.json"
 
 OnNote = Callable[[str], None]
 OnProgress = Callable[[int, int | None], None]
@@ -68,7 +67,7 @@ class AdaptConfig:
             raise InputError(f"precision is {self.precision!r}; expected float32 or bfloat16")
         if not 0 < self.objective_weight < float("inf"):
             raise InputError(f"objective_weight is {self.objective_weight}; expected above 0, such as 0.1")
-        if not 1 <= self.objective_texts <= self.batch_size:
+        if self.objective is not None and not 1 <= self.objective_texts <= self.batch_size:
             most = self.batch_size
             raise InputError(f"objective_texts is {self.objective_texts}; expected 1 to {most}, the batch_size")
 
@@ -141,22 +140,31 @@ def adapt(
             folder exists; or its working state belongs to other options (the message names the fields that differ).
     """
     config, target, note = AdaptConfig(**options), Path(output), on_note or (lambda _: None)
-    if target.exists() and not (target / CARD).is_file():
-        refuse_existing(target, overwrite=overwrite)
+    refuse_existing(target, overwrite=True, inputs=[corpus, config.encoder, *([pairs] if pairs else [])])
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("adapt runs in one process; start it without torchrun (pretrain takes several)")
     documents = {document.id: document for document in read_documents(corpus)}
     found = make_pairs(documents, config, Path(pairs) if pairs else None)
     card = _card(config, str(corpus), str(pairs) if pairs else None, documents, found)
-    if target.exists() and _same_run(target, card, overwrite=overwrite):
-        return AdaptResult(target, True, read_json(target / CARD))
-    partial = target.with_name(f"{target.name}.partial")
-    _open_partial(partial, card, overwrite=overwrite)
+    if finished := finished_card(target, card["configuration"], overwrite=overwrite):
+        return AdaptResult(target, True, finished)
     learned, held_out = hold_out(found, config)
     note(f"{len(learned):,} pairs to learn from, {len(held_out.queries):,} queries held out")
 
     from pretraining.contrastive import train  # torch is loaded no earlier than bad input is refused
 
-    train(learned, held_out, config, partial, target, card, overwrite=overwrite, on_progress=on_progress, on_note=note)
-    shutil.rmtree(partial)
+    with working_folder(target, card, overwrite=overwrite) as partial:
+        train(
+            learned,
+            held_out,
+            config,
+            partial,
+            target,
+            card,
+            overwrite=overwrite,
+            on_progress=on_progress,
+            on_note=note,
+        )
     return AdaptResult(target, False, read_json(target / CARD))
 
 
@@ -164,16 +172,18 @@ def make_pairs(documents: Mapping[str, Document], config: AdaptConfig, path: Pat
     """Read the user's pairs, if any, and sample those of the corpus.
 
     Raises:
-        InputError: Fewer pairs than two batches.
+        InputError: Fewer documents have a pair than a batch and those held out need.
     """
     samplers = config.samplers if config.samplers is not None else (() if path else tuple(SAMPLERS))
     found = list(read_pairs(path, documents)) if path else []
     found += sample_pairs(documents.values(), samplers, config.seed)
-    if len(found) < 2 * config.batch_size:
+    distinct = len({pair.document for pair in found})
+    if distinct * 4 // 5 < config.batch_size:
         of = f"{len(documents):,} documents by {', '.join(samplers) or 'no sampler'}" + (f" and {path}" if path else "")
         raise InputError(
-            f"{len(found)} pairs came of {of}; expected at least {2 * config.batch_size} (two batches): "
-            "give a larger corpus, more samplers or a smaller --batch-size"
+            f"{len(found)} pairs of {distinct} documents came of {of}; expected pairs of at least "
+            f"{-(-5 * config.batch_size // 4)} documents, for a batch and the held-out ones: give a larger corpus, "
+            "more samplers or a smaller --batch-size"
         )
     return found
 
@@ -196,32 +206,11 @@ def _card(
     config: AdaptConfig, corpus: str, pairs: str | None, documents: Mapping[str, Document], found: Sequence[Pair]
 ) -> dict[str, Any]:
     """The run card; its `configuration` is what must be equal for a run to go on."""
-    from retrieval.model_folder import resolve
-
-    weights = fingerprint({path.name: path.stat().st_size for path in sorted(resolve(config.encoder).glob("*"))})
     configuration = {name: str(value) for name, value in asdict(config).items() if name != "encoder"}
-    configuration |= {"encoder": f"{config.encoder} ({weights[:12]})", "corpus": corpus_fingerprint(documents.values())}
+    configuration |= {
+        "encoder": folder_digest(resolve(config.encoder)),
+        "corpus": corpus_fingerprint(documents.values()),
+    }
     configuration["pairs"] = fingerprint([list(pair) for pair in found])
-    return {"made_by": "retrokit adapt", "corpus": corpus, "pairs": pairs, "configuration": configuration}
-
-
-def _same_run(target: Path, card: Mapping[str, Any], *, overwrite: bool) -> bool:
-    theirs = read_json(target / CARD).get("configuration", {})
-    found = differences(card["configuration"], theirs)
-    if found and not overwrite:
-        raise InputError(f"{target} was made otherwise ({found}); choose another --output or pass --overwrite")
-    return not found
-
-
-def _open_partial(partial: Path, card: Mapping[str, Any], *, overwrite: bool) -> None:
-    if (partial / RUN).is_file():
-        found = differences(card["configuration"], read_json(partial / RUN)["configuration"])
-        if not found:
-            return
-        if not overwrite:
-            raise InputError(
-                f"{partial} belongs to another run ({found}); give the same options, choose another --output, "
-                "or pass --overwrite to start anew"
-            )
-    with new_folder(partial, overwrite=True) as new:
-        write_json(new / RUN, card)
+    sources = {"encoder": config.encoder, "corpus": corpus, "pairs": pairs}
+    return {"made_by": "retrokit adapt", **sources, "configuration": configuration}

@@ -14,7 +14,7 @@ from indexes.manifest import read_json, write_json
 from pretraining.masking import MaskOptions
 from pretraining.objective import POOLINGS, Objective, PretrainingModel, refuse_unsupported
 from retrieval.encoder import quiet, weights_digest
-from retrieval.model_folder import read_model_folder, resolve
+from retrieval.model_folder import ModelFolder, read_model_folder, resolve
 
 HEADS = "heads"
 _POOLER = "pooler.dense.weight"
@@ -29,12 +29,14 @@ class Base:
         model: The encoder with its heads, in float32 on the CPU.
         tokenizer: Its fast tokenizer.
         normalize: Whether the base's folder scales vectors to unit length, which the result then does too.
+        prompts: What the base's folder puts before queries and documents; the result does too.
         fingerprint: SHA-256 over the weights that came from the base; heads that start untrained are not in it.
     """
 
     model: PretrainingModel
     tokenizer: Any
     normalize: bool
+    prompts: dict[str, str]
     fingerprint: str
 
 
@@ -53,7 +55,8 @@ def load_base(name: str, objective: Objective, masks: MaskOptions, *, pooling: s
         InputError: No such base, an architecture that is not supported, or a pooling that is not.
     """
     folder = resolve(name)
-    backbone_folder, recorded, normalize = _settings(folder, name)
+    settings = _settings(folder, name)
+    backbone_folder, recorded = settings.backbone, settings.pooling
     pooling = pooling or recorded
     if pooling not in POOLINGS:
         raise InputError(f"{name} pools by {pooling}; pretraining supports {' or '.join(POOLINGS)}: pass --pooling")
@@ -75,7 +78,7 @@ def load_base(name: str, objective: Objective, masks: MaskOptions, *, pooling: s
     load_heads(model, folder)
     fresh = [*(f"{name}." for name in model.untrained_heads), *(["backbone.pooler."] if report["missing_keys"] else [])]
     weights = {key: value for key, value in model.state_dict().items() if not key.startswith(tuple(fresh))}
-    return Base(model, tokenizer, normalize, weights_digest(weights))
+    return Base(model, tokenizer, settings.normalize, settings.prompts, weights_digest(weights))
 
 
 def save_heads(model: PretrainingModel, folder: Path) -> None:
@@ -120,16 +123,16 @@ def load_heads(model: PretrainingModel, folder: Path) -> None:
         model.untrained_heads = [each for each in model.untrained_heads if each != name]
 
 
-def _settings(folder: Path, name: str) -> tuple[Path, str, bool]:
-    """Where the backbone lies, how the folder pools, and whether it normalizes."""
+def _settings(folder: Path, name: str) -> ModelFolder:
+    """What the folder records; a plain transformers folder pools by its first token and does not normalise."""
     if not (folder / "modules.json").is_file():
-        return folder, "cls", False
+        return ModelFolder(folder, "cls", max_length=0, normalize=False)
     settings = read_model_folder(folder)
     if settings.dense:
         raise InputError(
             f"{name} has a dense layer after pooling, which pretraining would leave behind; use its backbone"
         )
-    return settings.backbone, settings.pooling, settings.normalize
+    return settings
 
 
 def _config(folder: Path, name: str) -> Any:

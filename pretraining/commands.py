@@ -78,7 +78,7 @@ def pretrain(
         write_json(json, {**done, **result.card})
     note(f"{output} is complete already; nothing to do" if result.already_complete else f"wrote {output}")
     note(f"next: retrokit encode CORPUS --encoder {output} --output VECTORS_FOLDER")
-    note("a pretrained encoder is a start, not a search engine: fine-tune it (retrokit finetune, retrokit adapt) first")
+    note("a pretrained encoder is a start, not a search engine: adapt it (retrokit adapt) or fine-tune it first")
 
 
 def adapt(

@@ -1,5 +1,6 @@
 """Contrastive training on pairs: sentence-transformers' loss, an objective beside it, and the best checkpoint."""
 
+import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -13,17 +14,19 @@ from torch.utils.data import Dataset
 from transformers import TrainerCallback
 
 from indexes.errors import InputError
-from indexes.manifest import new_folder, read_json, write_json
-from pretraining.adaptation import CARD, AdaptConfig, HeldOut
+from indexes.manifest import new_folder, read_json, seal, write_json
+from pretraining.adaptation import AdaptConfig, HeldOut
 from pretraining.base import load_heads, save_heads
 from pretraining.checkpoints import keep_only, newest_checkpoint
 from pretraining.loop import EpochOrder, ResumableTrainer, resumable_arguments, trim_log, unique_state
 from pretraining.model_folder import LOG, package_versions
 from pretraining.objective import PretrainingModel
+from pretraining.working import CARD, KIND
 from retrieval.encoder import quiet
 from retrieval.model_folder import read_model_folder, resolve
 from retrieval.pairs import Pair
 
+_BATCHES_WAITING = 16
 _BEST, _CHECKS, _CHECKPOINTS = "best.safetensors", "checks.json", "checkpoints"
 
 OnNote = Callable[[str], None]
@@ -72,7 +75,10 @@ def train(
         trainer = PairTrainer(model, args, Pairs(pairs), model.collate, partial / LOG, on_progress)
         trainer.add_callback(selection)
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    done = trainer.state.global_step
     trainer.release()
+    if done != config.steps:
+        raise RuntimeError(f"training ended at step {done} of {config.steps}")
     if config.steps not in selection.checks:
         selection.check(config.steps)
     _publish(model, selection, folder, target, card, partial / LOG, overwrite=overwrite)
@@ -90,14 +96,11 @@ class Adaptation(nn.Module):
         from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
         super().__init__()
-        several = torch.distributed.is_available() and torch.distributed.is_initialized()
         self.encoder = encoder
         self.settings = config  # Trainer takes an attribute `config` for a transformers one
         self.own_length = encoder.max_seq_length
         encoder.max_seq_length = min(config.max_length, self.own_length)
-        self.contrastive = MultipleNegativesRankingLoss(
-            encoder, scale=1 / config.temperature, gather_across_devices=several
-        )
+        self.contrastive = MultipleNegativesRankingLoss(encoder, scale=1 / config.temperature)
         self.auxiliary: PretrainingModel | None = None
         if config.objective is not None:
             torch.manual_seed(config.seed)  # of the heads that start untrained
@@ -130,8 +133,8 @@ class Adaptation(nn.Module):
         """Tokens of a batch of pairs, each side after its prompt."""
         prompts = self.encoder.prompts
         return {
-            "queries": self._tokens([(prompts.get("query") or "") + pair.query for pair in pairs]),
-            "documents": self._tokens([(prompts.get("document") or "") + pair.text for pair in pairs]),
+            "queries": self._tokens([prompts["query"] + pair.query for pair in pairs]),
+            "documents": self._tokens([prompts["document"] + pair.text for pair in pairs]),
         }
 
     def _tokens(self, texts: list[str]) -> dict[str, Tensor]:
@@ -155,32 +158,44 @@ class Pairs(Dataset[Pair]):
 
 
 class DistinctOrder(EpochOrder):
-    """The order of `EpochOrder`, but no batch holds two pairs of one document: they would be each other's negatives."""
+    """The order of `EpochOrder`, but no batch holds two pairs of one document: they would be each other's negatives.
+
+    A pair whose document is in the batch already waits for a later one, as long as not too many wait.
+
+    Raises:
+        InputError: There are fewer documents than a batch holds.
+    """
 
     def __init__(self, pairs: Sequence[Pair], total: int, seed: int, batch_size: int) -> None:
         super().__init__(len(pairs), total, seed)
         self.documents = [pair.document for pair in pairs]
         self.batch_size = batch_size
+        distinct = len(set(self.documents))
+        if distinct < batch_size:
+            raise InputError(
+                f"{distinct} documents have a pair; a batch needs {batch_size}: take a smaller --batch-size"
+            )
 
     def __iter__(self) -> Iterator[int]:
-        """Yield row numbers; a row whose document is in the batch already waits for the next one."""
+        """Yield the rows of whole batches, as many as the run reads."""
         waiting: deque[int] = deque()
-        stream = super().__iter__()
+        stream = self._endless()
         for _ in range(math.ceil(self.total / self.batch_size)):
             batch: dict[str, int] = {}
             for row in [waiting.popleft() for _ in range(len(waiting))]:
                 self._place(row, batch, waiting)
             while len(batch) < self.batch_size:
-                following = next(stream, None)
-                if following is None:
-                    break
-                self._place(following, batch, waiting)
+                self._place(next(stream), batch, waiting)
             yield from batch.values()
+
+    def _endless(self) -> Iterator[int]:
+        for epoch in itertools.count():
+            yield from self.epoch(epoch)
 
     def _place(self, row: int, batch: dict[str, int], waiting: deque[int]) -> None:
         if len(batch) < self.batch_size and self.documents[row] not in batch:
             batch[self.documents[row]] = row
-        else:
+        elif len(waiting) < _BATCHES_WAITING * self.batch_size:
             waiting.append(row)
 
 
@@ -255,7 +270,7 @@ def load_sentence_transformer(folder: Path) -> Any:
     if settings.pooling not in ("cls", "mean"):
         raise InputError(f"{folder} pools by {settings.pooling}; adaptation supports cls and mean")
     with quiet():
-        return SentenceTransformer(str(folder))
+        return SentenceTransformer(str(folder), prompts=settings.prompts)
 
 
 def _publish(
@@ -279,3 +294,4 @@ def _publish(
         checks = {str(step): value for step, value in selection.checks.items()}
         chosen = {"checks": checks, "chosen": selection.best, "base": str(base)}
         write_json(new / CARD, {**card, **chosen, "packages": package_versions()})
+        seal(new, KIND, {})

@@ -35,9 +35,11 @@ class EpochOrder(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         for epoch in range(math.ceil(self.total / self.rows)):
-            generator = seeded(torch.device("cpu"), self.seed, epoch)
-            order = torch.randperm(self.rows, generator=generator)
-            yield from order[: self.total - epoch * self.rows].tolist()
+            yield from self.epoch(epoch)[: self.total - epoch * self.rows]
+
+    def epoch(self, number: int) -> list[int]:
+        """The permutation of one epoch."""
+        return torch.randperm(self.rows, generator=seeded(torch.device("cpu"), self.seed, number)).tolist()
 
 
 class ResumableTrainer(Trainer):

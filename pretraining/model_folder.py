@@ -6,13 +6,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from indexes.errors import InputError
-from indexes.manifest import new_folder, read_json, seal, write_json
+from indexes.manifest import new_folder, seal, write_json
 from pretraining.base import Base, save_heads
+from pretraining.working import CARD, KIND
 from retrieval.encoder import quiet
 
-CARD = "retrokit.json"
-KIND = "model"
 LOG = "log.jsonl"
 _PACKAGES = ("torch", "transformers", "tokenizers", "sentence-transformers", "accelerate", "numpy")
 
@@ -44,16 +42,6 @@ def write_model_folder(
         seal(new, KIND, {})
 
 
-def read_card(folder: Path) -> dict[str, Any] | None:
-    """The run card of a folder that pretraining made; None if it has none."""
-    if not (folder / CARD).is_file():
-        return None
-    card = read_json(folder / CARD)
-    if not isinstance(card, dict):
-        raise InputError(f"{folder / CARD} is not a run card; restore it or make the folder again")
-    return card
-
-
 def _save_encoder(folder: Path, base: Base, max_length: int) -> None:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
@@ -65,6 +53,7 @@ def _save_encoder(folder: Path, base: Base, max_length: int) -> None:
     base.tokenizer.save_pretrained(plain)
     transformer = Transformer(str(plain), max_seq_length=max_length)
     modules = [transformer, Pooling(backbone.config.hidden_size, pooling_mode=base.model.pooling)]
-    model = SentenceTransformer(modules=[*modules, *([Normalize()] if base.normalize else [])], device="cpu")
+    modules += [Normalize()] if base.normalize else []
+    model = SentenceTransformer(modules=modules, prompts=base.prompts, device="cpu")
     model.save(str(folder), create_model_card=False)
     shutil.rmtree(plain)

@@ -1,5 +1,6 @@
 """A pretraining run: a corpus and a base to a model folder, resumable at every step."""
 
+import contextlib
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,18 +11,18 @@ import torch.distributed
 from transformers import TrainingArguments
 
 from indexes.errors import InputError
-from indexes.manifest import differences, new_folder, read_json, refuse_existing, write_json
+from indexes.manifest import refuse_existing
 from pretraining.base import Base, load_base
 from pretraining.checkpoints import keep_only, newest_checkpoint
 from pretraining.loop import PretrainingTrainer, resumable_arguments, trim_log
 from pretraining.masking import MaskOptions
-from pretraining.model_folder import LOG, package_versions, read_card, write_model_folder
+from pretraining.model_folder import LOG, package_versions, write_model_folder
 from pretraining.objective import POOLINGS, Objective
 from pretraining.tokens import Collator, TokenWindows, write_tokens
+from pretraining.working import finished_card, partial_folder, working_folder
 from retrieval.documents import corpus_fingerprint, read_documents
 from retrieval.encoder import quiet, tokenizer_digest
 
-RUN = "run.json"
 _CHECKPOINTS, _TOKENS = "checkpoints", "tokens"
 
 OnNote = Callable[[str], None]
@@ -156,9 +157,8 @@ def pretrain(
             another configuration (the message names the fields that differ).
     """
     config, target, note = PretrainConfig(**options), Path(output), on_note or (lambda _: None)
-    partial = target.with_name(f"{target.name}.partial")
-    if target.exists() and read_card(target) is None:
-        refuse_existing(target, overwrite=overwrite)
+    refuse_existing(target, overwrite=True, inputs=[corpus, config.base])
+    partial = partial_folder(target)
     base = load_base(config.base, config.parsed, config.masks, pooling=config.pooling, seed=config.seed)
     limit = base.model.backbone.config.max_position_embeddings
     if config.max_length > limit:
@@ -176,20 +176,21 @@ def pretrain(
             seed=config.seed,
         )
     card = _card(config, base, str(corpus), args)
-    if target.exists() and _same_run(target, card, overwrite=overwrite):
-        return PretrainResult(target, True, 0, read_card(target) or card)
-    with args.main_process_first(local=False):
+    if finished := finished_card(target, card["configuration"], overwrite=overwrite):
+        return PretrainResult(target, True, 0, finished)
+    with contextlib.ExitStack() as held:
+        with args.main_process_first(local=False):
+            if args.should_save:
+                held.enter_context(working_folder(target, card, overwrite=overwrite))
+                _prepare(partial, corpus, base, card)
+        windows = TokenWindows(partial / _TOKENS)
+        _say_start(note, base, windows)
+        step = _train(base, windows, partial, args, on_progress, note)
+        counts = {name: windows.manifest[name] for name in ("documents", "empty", "windows", "tokens")}
+        card |= {"counts": counts, "untrained_heads": base.model.untrained_heads}
         if args.should_save:
-            _prepare(partial, corpus, base, card, overwrite=overwrite)
-    windows = TokenWindows(partial / _TOKENS)
-    _say_start(note, base, windows)
-    step = _train(base, windows, partial, args, on_progress, note)
-    counts = {name: windows.manifest[name] for name in ("documents", "empty", "windows", "tokens")}
-    card |= {"counts": counts, "untrained_heads": base.model.untrained_heads}
-    if args.should_save:
-        log = partial / LOG
-        write_model_folder(target, base, max_length=config.max_length, card=card, log=log, overwrite=overwrite)
-        shutil.rmtree(partial)
+            log = partial / LOG
+            write_model_folder(target, base, max_length=config.max_length, card=card, log=log, overwrite=overwrite)
     if args.world_size > 1:
         torch.distributed.barrier()  # nobody goes on before the folder is there
     return PretrainResult(target, False, step, card)
@@ -215,34 +216,8 @@ def _card(config: PretrainConfig, base: Base, corpus: str, args: TrainingArgumen
     }
 
 
-def _same_run(target: Path, card: Mapping[str, Any], *, overwrite: bool) -> bool:
-    """Whether a finished folder was made by the same configuration; another one is refused unless overwritten."""
-    theirs = (read_card(target) or {}).get("configuration", {})
-    found = differences(card["configuration"], theirs)
-    if found and not overwrite:
-        raise InputError(f"{target} was made otherwise ({found}); choose another --output or pass --overwrite")
-    return not found
-
-
-def _open_partial(partial: Path, card: Mapping[str, Any], *, overwrite: bool) -> None:
-    """Make the working folder, or check that the one there belongs to this configuration."""
-    if (partial / RUN).is_file():
-        theirs = read_json(partial / RUN)["configuration"]
-        found = differences(card["configuration"], theirs)
-        if not found:
-            return
-        if not overwrite:
-            raise InputError(
-                f"{partial} belongs to another run ({found}); give the same options, choose another --output, "
-                "or pass --overwrite to start anew"
-            )
-    with new_folder(partial, overwrite=overwrite) as new:
-        write_json(new / RUN, card)
-
-
-def _prepare(partial: Path, corpus: str | Path, base: Base, card: Mapping[str, Any], *, overwrite: bool) -> None:
-    """Bring the working folder to where training can start: this configuration's, tokens, whole checkpoints only."""
-    _open_partial(partial, card, overwrite=overwrite)
+def _prepare(partial: Path, corpus: str | Path, base: Base, card: Mapping[str, Any]) -> None:
+    """Bring the working folder to where training can start: tokens, whole checkpoints only."""
     if not (partial / _TOKENS).is_dir():
         length = card["configuration"]["max_length"]
         made = write_tokens(read_documents(corpus), base.tokenizer, partial / _TOKENS, max_length=length)

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -38,7 +39,13 @@ def load_command(name: str) -> Callable[..., Any]:
 
 def main() -> None:
     """Run `retrokit` on the arguments of this process."""
-    build_app()()
+    try:
+        status = build_app()(standalone_mode=False)
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise
+        status = _say_usage(error)
+    sys.exit(status)
 
 
 def build_app() -> typer.Typer:
@@ -98,7 +105,7 @@ def _config_option(function: Callable[..., Any]) -> Any:
         if path is not None:
             try:
                 context.default_map = {**(context.default_map or {}), **read_config(path, function)}
-            except InputError as error:
+            except (InputError, OSError) as error:
                 raise typer.Exit(_say(error)) from None
         return path
 
@@ -137,6 +144,18 @@ def read_config(path: Path, function: Callable[..., Any]) -> dict[str, Any]:
         said = f"unknown option; expected one of {known}" if first["type"] == "extra_forbidden" else first["msg"]
         raise InputError(f"{path}: {name}: {said}") from None
     return checked.model_dump(mode="json", exclude_unset=True, by_alias=True)
+
+
+def _say_usage(error: Any) -> int:
+    """Print what is wrong with the arguments as one line; without any arguments, the help."""
+    message = error.format_message()
+    if message.lstrip().startswith("Usage:") or not message.strip():
+        sys.stderr.write(message + "\n" if message.strip() else "")
+        return _BAD_INPUT
+    command = getattr(error, "ctx", None)
+    path = command.command_path if command else "retrokit"
+    err.print(f"error: {' '.join(message.split())} (see {path} --help)", markup=False)
+    return _BAD_INPUT
 
 
 def _say(error: BaseException) -> int:

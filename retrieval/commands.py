@@ -1,5 +1,6 @@
 """The commands encode, index, search and show."""
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from indexes.errors import InputError
-from indexes.manifest import MANIFEST, read_json, write_json
+from indexes.manifest import MANIFEST, open_manifest, read_json, refuse_existing, verify, write_json
 from retrieval.console import note, out, progress, table
 
 if TYPE_CHECKING:
@@ -67,13 +68,12 @@ def index(
 
     From a corpus, the vectors go to OUTPUT.vectors and are used again next time.
     """
-    from indexes.manifest import refuse_existing
     from indexes.vectors import KIND, VectorStore, partial_folder
     from retrieval.documents import read_documents
     from retrieval.encoder import Encoder
     from retrieval.retriever import build_index
 
-    refuse_existing(output, overwrite=overwrite)
+    refuse_existing(output, overwrite=overwrite, inputs=[source, *([corpus] if corpus else [])])
     folder = Path(source)
     if not _is_kind(folder, KIND) and not partial_folder(folder).is_dir():
         folder = output.with_name(f"{output.name}.vectors")
@@ -126,7 +126,7 @@ def show(
     json: Json = None,
 ) -> None:
     """Show what a folder is and what made it: encoder, pooling, prompts, lengths, fingerprints."""
-    fields = _describe(Path(folder), folder, verify=verify)
+    fields = _describe(Path(folder), folder, check=verify)
     _write_json(json, fields)
     out.print(table(("field", "value"), list(_flat(fields)), numbers=False))
 
@@ -136,19 +136,27 @@ def _encode(
 ) -> "VectorStore":
     from retrieval.documents import read_documents
 
-    with progress(f"Encoding {corpus}", "documents") as report:
-        return model.encode_corpus(
-            read_documents(corpus),
-            folder,
-            source=_source(corpus),
-            shard_rows=shard_rows,
-            overwrite=overwrite,
-            on_progress=report,
-        )
+    refuse_existing(folder, overwrite=True, inputs=[corpus])
+
+    def encode(overwrite: bool) -> "VectorStore":
+        with progress(f"Encoding {corpus}", "documents") as report:
+            return model.encode_corpus(
+                read_documents(corpus),
+                folder,
+                source=_source(corpus),
+                shard_rows=shard_rows,
+                overwrite=overwrite,
+                on_progress=report,
+            )
+
+    if overwrite and folder.exists():
+        with contextlib.suppress(InputError):
+            return encode(overwrite=False)  # finished by this encoder from this corpus: nothing to replace
+    return encode(overwrite)
 
 
-def _describe(path: Path, name: str, *, verify: bool) -> dict[str, Any]:
-    if (path / MANIFEST).is_file():
+def _describe(path: Path, name: str, *, check: bool) -> dict[str, Any]:
+    if (path / MANIFEST).is_file() and not (path / "modules.json").is_file():
         from indexes.index import Index
         from indexes.vectors import VectorStore
 
@@ -156,13 +164,17 @@ def _describe(path: Path, name: str, *, verify: bool) -> dict[str, Any]:
         if kind not in ("index", "vectors"):
             raise InputError(f"{path} is a folder of kind {kind!r}; expected a model, vectors or index folder")
         opened: Any = Index.open(path) if kind == "index" else VectorStore.open(path)
-        if verify:
+        if check:
             opened.verify()
         fields = {name: value for name, value in read_json(path / MANIFEST).items() if name not in ("files", "shards")}
-        return {**fields, **({"files": "all as their checksums say"} if verify else {})}
+        return {**fields, **({"files": "all as their checksums say"} if check else {})}
     from retrieval.encoder import Encoder
     from retrieval.model_folder import resolve
 
+    if check and not (path / MANIFEST).is_file():
+        raise InputError(f"{name} has no {MANIFEST} to verify it by; only folders that retrokit made have one")
+    if check:
+        verify(path, open_manifest(path, "model"))
     model = Encoder.load(name)
     card = resolve(name) / "retrokit.json"
     return {"kind": "model", **model.made_by, **({"run card": read_json(card)} if card.is_file() else {})}
@@ -180,7 +192,6 @@ def _source(corpus: str) -> str:
 
 def _write_json(path: Path | None, value: Any) -> None:
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, value)
 
 

@@ -20,8 +20,8 @@ from rich.text import Text
 OnProgress = Callable[[int, int | None], None]
 """Called with the units done so far and their total (None: unknown)."""
 
-out = Console(soft_wrap=True, highlight=False)
-err = Console(stderr=True, soft_wrap=True, highlight=False)
+out = Console(soft_wrap=True, highlight=False, emoji=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
 
 _SECONDS_BETWEEN_LINES = 10.0
 

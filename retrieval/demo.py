@@ -10,9 +10,11 @@ from typing import Annotated, Any
 
 import typer
 
-from indexes.manifest import read_json, refuse_existing, write_json
+from indexes.errors import InputError
+from indexes.manifest import differences, read_json, write_json
 from retrieval.cli import load_command
 from retrieval.console import muted, note, out, table
+from retrieval.python_docs import check_packages
 
 PACKAGES = "numpy,scipy,scikit-learn,networkx,torch"
 ENCODER = "all-MiniLM-L6-v2"
@@ -37,13 +39,10 @@ def demo(
     Measures BM25, the packaged encoder, both fused, and the encoder adapted to this corpus, on queries it never saw.
     Needs no network and no labels. Interrupted? Run it again: finished stages are kept.
     """
-    if overwrite:
-        shutil.rmtree(output, ignore_errors=True)
-    if (output / "report").exists():
-        refuse_existing(output, overwrite=False)
     start = time.monotonic()
+    options = {"documents": documents, "test_queries": test_queries, "steps": steps, "packages": packages, "seed": seed}
+    precision = _open(output, options, overwrite=overwrite)
     corpus = output / "python-docs"
-    precision = _precision(output)
     if not corpus.exists():
         _stage(1, f"collect documents and queries from the documentation of {packages}")
         spec = f"python-docs:{packages}"
@@ -68,7 +67,7 @@ def demo(
     }
     runs = [_named_run(output, name, part) for name, part in zip(systems, _RUNS, strict=True)]
     with muted():
-        load_command("evaluate")(str(corpus), run=runs, output=output / "report")
+        load_command("evaluate")(str(corpus), run=runs, output=output / "report", overwrite=True)
     if json is not None:
         write_json(json, {"systems": systems, "terms": adapted, "seconds": round(time.monotonic() - start, 1)})
     rows = [(name, *(f"{measures[measure]:.4f}" for measure in SHOWN)) for name, measures in systems.items()]
@@ -82,15 +81,33 @@ def demo(
 _RUNS = ("base/lexical", "base/dense", "base/hybrid", "adapted/dense", "adapted/hybrid")
 
 
-def _precision(output: Path) -> str:
-    """Bfloat16 where this processor is clearly faster with it, chosen once for all stages."""
-    chosen = output / "precision.json"
-    if not chosen.is_file():
-        from retrieval.encoder import bfloat16_is_faster
+def _open(output: Path, options: dict[str, Any], *, overwrite: bool) -> str:
+    """Begin the demo's folder, or go on in the one that the same options began; give the precision to compute in.
 
-        output.mkdir(parents=True, exist_ok=True)
-        write_json(chosen, "bfloat16" if bfloat16_is_faster() else "float32")
-    return read_json(chosen)
+    The precision is bfloat16 where this processor is clearly faster with it, chosen once for all stages.
+
+    Raises:
+        InputError: The folder holds something else, or a demo with other options.
+    """
+    marker = output / "demo.json"
+    check_packages(f"python-docs:{options['packages']}")
+    if not marker.is_file():
+        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+            raise InputError(f"{output} holds something else than a demo; choose another --output")
+    elif (begun := read_json(marker)) and begun["options"] == options and not overwrite:
+        return begun["precision"]
+    elif not overwrite:
+        raise InputError(
+            f"{output} was begun with other options ({differences(begun['options'], options)}); "
+            "give the same ones, choose another --output or pass --overwrite"
+        )
+    else:
+        shutil.rmtree(output)
+    from retrieval.encoder import bfloat16_is_faster
+
+    precision = "bfloat16" if bfloat16_is_faster() else "float32"
+    write_json(marker, {"options": options, "precision": precision})
+    return precision
 
 
 def _measure(output: Path, name: str, encoder: str, corpus: Path, precision: str) -> dict[str, dict[str, float]]:

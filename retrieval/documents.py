@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -95,7 +96,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     yield number, _parse(line, f"{path}, line {number}")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, IsADirectoryError) as error:
+    except (UnicodeDecodeError, EOFError, zlib.error, gzip.BadGzipFile, IsADirectoryError) as error:
         raise InputError(f"{path}, after line {number}: not readable as text ({error}); expected JSON lines") from None
 
 
@@ -109,12 +110,28 @@ def text_field(record: dict[str, Any], names: tuple[str, ...], place: str, defau
     if name is None:
         if default is not None:
             return default
+        nothing = next((name for name in names if name in record), None)
+        if nothing:
+            raise InputError(f"{place}: field {nothing!r} is null; expected text")
         found = ", ".join(map(repr, record)) or "nothing"
         raise InputError(f"{place}: found fields {found}; expected {' or '.join(map(repr, names))}")
     value = record[name]
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise InputError(f"{place}: field {name!r} is {type(value).__name__}; expected text")
-    return str(value)
+    return whole_text(str(value), f"{place}: field {name!r}")
+
+
+def whole_text(text: str, what: str) -> str:
+    """Refuse half characters (lone surrogates), which no tokenizer and no file takes.
+
+    Raises:
+        InputError: The text holds one.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{what} holds half a character (\\u{ord(text[error.start]):04x}); expected Unicode") from None
+    return text
 
 
 def _parse(line: str, place: str) -> dict[str, Any]:
@@ -161,5 +178,5 @@ def _read_texts(folder: Path) -> Iterator[Document]:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise InputError(f"{path}: not UTF-8 text (byte {error.start}); expected UTF-8") from None
-        identifier = path.relative_to(folder).as_posix()
+        identifier = whole_text(path.relative_to(folder).as_posix(), f"{folder}: the name of a file")
         yield Document(id="_".join(identifier.split()), text=text.strip())

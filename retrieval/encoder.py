@@ -84,6 +84,7 @@ class Encoder:
             InputError: No such model, pooling unknown, or a module that this encoder cannot run.
         """
         import torch
+        from safetensors import SafetensorError
         from transformers import AutoModel, AutoTokenizer
 
         if dtype not in ("float32", "bfloat16", "float16"):
@@ -93,10 +94,16 @@ class Encoder:
             if not 3 <= max_length <= settings.max_length:
                 raise InputError(f"max_length is {max_length}; expected 3 to {settings.max_length}, the model's own")
             settings = dataclasses.replace(settings, max_length=max_length)
-        with quiet():
-            backbone = AutoModel.from_pretrained(settings.backbone, dtype=getattr(torch, dtype))
-            tokenizer = AutoTokenizer.from_pretrained(settings.backbone)
+        try:
+            with quiet():
+                options = {"dtype": getattr(torch, dtype), "output_loading_info": True}
+                backbone, report = AutoModel.from_pretrained(settings.backbone, **options)
+                tokenizer = AutoTokenizer.from_pretrained(settings.backbone)
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise InputError(f"{name} cannot be loaded as a model: {' '.join(str(error).split())[:200]}") from None
+        _leave_pooler_out(backbone, report["missing_keys"], name)
         dense = [module.to(getattr(torch, dtype)) for module in settings.dense_layers()]
+        name = str(Path(name).resolve()) if Path(name).is_dir() else name  # found again from any working directory
         return cls(name, settings, backbone.eval().to(best_device()), tokenizer, [d.to(best_device()) for d in dense])
 
     @property
@@ -209,6 +216,19 @@ def best_device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _leave_pooler_out(backbone: Any, missing: Iterable[str], name: str) -> None:
+    """Drop the pooler, which has no part in any vector: where the weights lack it, transformers invents one.
+
+    Raises:
+        InputError: Other weights are missing too; what the model would compute with invented ones is noise.
+    """
+    if getattr(backbone, "pooler", None) is not None:
+        backbone.pooler = None
+    lacking = sorted(key for key in missing if not key.startswith("pooler."))
+    if lacking:
+        raise InputError(f"{name} lacks {len(lacking)} weights, such as {lacking[0]}; it is not a whole model")
 
 
 def bfloat16_is_faster() -> bool:

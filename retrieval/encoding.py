@@ -47,6 +47,22 @@ def encode_corpus(
     if folder.exists() and not overwrite:
         return _finished(encoder, documents, folder)
     writer = VectorWriter(folder, made_by=encoder.made_by, dim=encoder.dim, shard_rows=shard_rows, overwrite=overwrite)
+    try:
+        return _write(encoder, documents, writer, shard_rows, source, overwrite=overwrite, on_progress=on_progress)
+    finally:
+        writer.close()
+
+
+def _write(
+    encoder: Encoder,
+    documents: Iterable[Document],
+    writer: VectorWriter,
+    shard_rows: int,
+    source: str | None,
+    *,
+    overwrite: bool,
+    on_progress: OnProgress | None,
+) -> VectorStore:
     whole = hashlib.sha256()
     shards = done = 0
     for shards, part in enumerate(_parts(documents, shard_rows), start=1):
@@ -55,7 +71,7 @@ def encode_corpus(
             whole.update(document_bytes(document))
             digest.update(document_bytes(document))
         finished = writer.source(shards - 1)
-        if finished is None:
+        if finished is None or (overwrite and finished != digest.hexdigest()):
             report = _shifted(on_progress, done)
             vectors = encoder.encode_documents([document.content for document in part], report)
             writer.write(shards - 1, vectors, [document.id for document in part], digest.hexdigest())

@@ -38,6 +38,11 @@ class ModelFolder:
     dense: tuple[Path, ...] = field(default=())
     """Folders of linear layers after pooling."""
 
+    @property
+    def prompts(self) -> dict[str, str]:
+        """The prompts under sentence-transformers' names."""
+        return {"query": self.query_prompt, "document": self.document_prompt}
+
     def dense_layers(self) -> list[Any]:
         """Load the linear layers after pooling (without activation, as torch modules)."""
         return [_load_dense(folder) for folder in self.dense]
@@ -77,7 +82,9 @@ def read_model_folder(folder: Path, *, pooling: str | None = None) -> ModelFolde
         if not (folder / "config.json").is_file():
             raise InputError(f"{folder} is no model folder: it has neither modules.json nor config.json")
         if pooling is None:
-            raise InputError(f"{folder} does not record its pooling (no modules.json); pass --pooling cls or mean")
+            raise InputError(
+                f"{folder} does not record its pooling (no modules.json): encode it with --pooling cls or mean"
+            )
         return ModelFolder(folder, pooling, _max_length(folder, {}), normalize=True)
     modules = [(_kind(entry), folder / entry["path"]) for entry in read_json(folder / "modules.json")]
     kinds = [kind for kind, _ in modules]

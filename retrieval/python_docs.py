@@ -65,14 +65,24 @@ def known_item(name: str, docstring: str) -> KnownItem | None:
     return KnownItem(Document(id=name, text=text), query)
 
 
-def _sources(spec: str) -> Iterator[tuple[Path, str]]:
-    """Yield (path, module name) of every source file of the wanted distributions."""
+def check_packages(spec: str) -> dict[str, metadata.Distribution]:
+    """The wanted distributions by name, in the order in which they are read.
+
+    Raises:
+        InputError: One is not installed.
+    """
     wanted = [name.strip().lower() for name in spec.partition(":")[2].split(",") if name.strip()]
     installed = {str(found.metadata["Name"]).lower(): found for found in metadata.distributions() if found.metadata}
     missing = [name for name in wanted if name not in installed]
     if missing:
         raise InputError(f"{spec}: {', '.join(missing)} is not installed; expected names that `pip list` shows")
-    for name in wanted or sorted(installed):
+    return {name: installed[name] for name in wanted or sorted(installed)}
+
+
+def _sources(spec: str) -> Iterator[tuple[Path, str]]:
+    """Yield (path, module name) of every source file of the wanted distributions."""
+    installed = check_packages(spec)
+    for name in installed:
         for file in sorted(installed[name].files or []):
             parts = file.with_suffix("").parts
             if file.suffix != ".py" or ".." in parts or _SKIPPED & set(parts):

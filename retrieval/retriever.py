@@ -1,6 +1,7 @@
 """Text to hits: an index folder opened together with the encoder that made it."""
 
-from collections.abc import Iterable, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ from indexes.hits import Hits
 from indexes.index import Entry, Index
 from indexes.vectors import VectorStore
 from retrieval.analyzer import Analyzer
-from retrieval.documents import Document
+from retrieval.documents import Document, document_bytes
 from retrieval.encoder import Encoder
 from retrieval.fusion import WEIGHT, search_reciprocal_ranks, search_z_scores
 
@@ -24,6 +25,8 @@ class Hit(NamedTuple):
     score: float
     rank: int
     """From 1."""
+    row: int
+    """Its row in the index."""
     text: str | None = None
     """None if the index keeps no texts, or they were not asked for."""
 
@@ -53,8 +56,24 @@ def build_index(
     if documents is None:
         return Index.build(vectors, factory, folder, overwrite=overwrite)
     analyzer = Analyzer(language)
-    entries = (Entry(document.id, analyzer.terms(document.content), document.content) for document in documents)
+    entries = (
+        Entry(document.id, analyzer.terms(document.content), document.content)
+        for document in _same_corpus(documents, vectors.corpus["fingerprint"], vectors.folder)
+    )
     return Index.build(vectors, factory, folder, entries=entries, analyzer=language, overwrite=overwrite)
+
+
+def _same_corpus(documents: Iterable[Document], expected: str | None, folder: Path) -> Iterator[Document]:
+    """Pass documents on, and refuse them at the end if the vectors were made of others (same ids, other texts)."""
+    digest = hashlib.sha256()
+    for document in documents:
+        digest.update(document_bytes(document))
+        yield document
+    if expected is not None and digest.hexdigest() != expected:
+        raise InputError(
+            f"{folder} was made of other texts ({expected[:12]} ≠ {digest.hexdigest()[:12]}), the corpus changed: "
+            "encode it again"
+        )
 
 
 class Retriever:
@@ -100,7 +119,11 @@ class Retriever:
                     f"{folder} does not name its encoder (its vectors were made elsewhere); pass --encoder"
                 )
             recorded = {key: index.made_by[key] for key in ("pooling", "max_length", "dtype") if key in index.made_by}
-            encoder = Encoder.load(name, **recorded)
+            try:
+                encoder = Encoder.load(name, **recorded)
+            except InputError:
+                # It cannot be the same encoder: load it as it is, so that both can be named side by side.
+                encoder = Encoder.load(name)
         return cls(index, encoder, fusion=fusion, weight=weight)
 
     @property
@@ -110,8 +133,7 @@ class Retriever:
 
     def search(self, text: str, k: int = 10, *, mode: str | None = None) -> list[Hit]:
         """Find the k best documents for one query, best first, with their texts; see `search_many`."""
-        hits = self.search_many([text], k, mode=mode)[0]
-        return [hit._replace(text=self.index.text(self.index.row(hit.id))) for hit in hits]
+        return [hit._replace(text=self.index.text(hit.row)) for hit in self.search_many([text], k, mode=mode)[0]]
 
     def search_many(self, texts: Sequence[str], k: int = 10, *, mode: str | None = None) -> list[list[Hit]]:
         """Find the k best documents for each query, best first, without their texts.
@@ -127,6 +149,8 @@ class Retriever:
         """
         if k < 1:
             raise InputError(f"k is {k}; expected at least 1")
+        if not len(texts):
+            return []
         hits = self._hits(texts, min(k, len(self.index)), mode or self.modes[-1])
         return [
             self._named(rows.tolist(), scores.tolist()) for rows, scores in zip(hits.rows, hits.scores, strict=True)
@@ -147,4 +171,4 @@ class Retriever:
 
     def _named(self, rows: list[int], scores: list[float]) -> list[Hit]:
         found = [(row, score) for row, score in zip(rows, scores, strict=True) if row >= 0]
-        return [Hit(self.index.ids[row], score, rank) for rank, (row, score) in enumerate(found, start=1)]
+        return [Hit(self.index.ids[row], score, rank, row) for rank, (row, score) in enumerate(found, start=1)]

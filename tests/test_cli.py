@@ -114,6 +114,50 @@ def test_errors_have_no_traceback_unless_asked(tmp_path, monkeypatch):
     assert "internal error: ZeroDivisionError" in retrokit("show", tmp_path, expect=1).output
 
 
+@pytest.mark.parametrize(
+    "arguments", [["encode", "x", "--nope"], ["encode", "x", "--output", "v", "--shard-rows", "a"]]
+)
+def test_usage_errors_are_one_line_too(arguments):
+    done = subprocess.run([*BIN, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.stderr.startswith("error: ")
+
+
+def test_without_a_command_there_is_help():
+    done = subprocess.run(BIN, capture_output=True, text=True, check=False)
+    assert "Usage" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_input_is_never_its_own_output(tmp_path, model_folder, index):
+    before = tree(index)
+    assert "is or holds the input" in error_of(
+        "index", index, "--encoder", model_folder, "--output", index, "--overwrite"
+    )
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    (texts / "a.txt").write_text("river stone")
+    command = ["--encoder", model_folder, "--output", texts, "--overwrite"]
+    assert "is or holds the input" in error_of("index", texts, *command)
+    assert "is or holds the input" in error_of("encode", texts, *command)
+    assert (texts / "a.txt").read_text() == "river stone"
+    assert tree(index) == before
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_evaluate_refuses_an_index_of_another_corpus(tmp_path, index, model_folder):
+    from evaluation import write_collection
+    from retrieval.documents import Document
+
+    write_collection(tmp_path / "set", [Document("a", "river")], {"q": "river"}, {"test": {"q": {"a": 1}}})
+    assert "holds another corpus than set" in error_of("evaluate", "--index", index, "--dataset", tmp_path / "set")
+    options = ["--dataset", tmp_path / "set", "--cache", tmp_path / "cache", "--json", tmp_path / "new" / "out.json"]
+    retrokit("evaluate", "--encoder", model_folder, "-k", 10, *options)
+    assert json.loads((tmp_path / "new" / "out.json").read_text())["metrics"]["nDCG@10"] == 1.0
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_encode_killed_by_the_system_goes_on(tmp_path, corpus_file, model_folder):
     """A real SIGKILL in the middle, then the same command again."""

@@ -37,7 +37,7 @@ def toy(tmp_path):
 def opened(monkeypatch):
     opened = commands._Opened(Everything(), {"encoder fingerprint": "e" * 64})
     monkeypatch.setattr(commands, "_open_encoder", lambda name, testset, cache: opened)
-    monkeypatch.setattr(commands, "_open_index", lambda folder: opened)
+    monkeypatch.setattr(commands, "_open_index", lambda folder, testset: opened)
 
 
 def test_a_run_file_is_measured(toy, tmp_path, capsys):

@@ -110,6 +110,7 @@ def test_the_folder_holds_everything_and_the_runs_give_the_numbers_again(tmp_pat
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "base.trec",
         "fused-tuned.trec",
+        "manifest.json",
         "per-query.tsv",
         "report.html",
         "report.json",

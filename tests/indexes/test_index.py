@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from indexes.errors import InputError
 from indexes.exact import ScoreMoments, search_exact
 from indexes.index import Entry, Index
 from indexes.lexical import Lexical
-from indexes.manifest import differences, new_folder
+from indexes.manifest import differences, new_folder, refuse_existing
 from indexes.vectors import VectorStore, VectorWriter, save_vectors
 
 FACTORIES = ["Flat", "HNSW16", "HNSW16_SQ8", "IVF8,Flat", "SQ8", "PQ8x4fs", "IVF8,PQ8x4fs,RFlat", "PCA16,Flat"]
@@ -68,7 +69,6 @@ def test_opened_again_answers_the_same_and_faiss_reads_the_file(store, queries, 
     plain = faiss.read_index(str(tmp_path / "index" / "dense.faiss"))
     assert (plain.ntotal, plain.d, plain.metric_type) == (N, D, faiss.METRIC_INNER_PRODUCT)
     assert opened.ids[17] == "d17"
-    assert opened.row("d17") == 17
     assert opened.text(17) == "text number 17"
     assert opened.lexical.search([["word3"]], 3).rows.tolist() == [[3, 10, 17]]
     assert opened.lexical.search([["unknown"], ["word3", "unknown"]], 1).rows.tolist() == [[-1], [3]]
@@ -106,7 +106,10 @@ def test_inner_product_where_vectors_are_not_of_unit_length(tmp_path, rows, quer
         (lambda folder: (folder / "ids.json").unlink(), "ids.json is missing"),
         (lambda folder: os.truncate(folder / "dense.faiss", 100), "dense.faiss has 100 bytes"),
         (lambda folder: (folder / "manifest.json").write_text("{"), "not readable as JSON"),
-        (lambda folder: (folder / "manifest.json").write_text('{"kind": "vectors"}'), "expected a index folder"),
+        (
+            lambda folder: (folder / "manifest.json").write_text('{"kind": "vectors"}'),
+            "kind 'vectors'; expected 'index'",
+        ),
         (lambda folder: (folder / "manifest.json").unlink(), "has no manifest.json"),
     ],
 )
@@ -117,7 +120,7 @@ def test_a_damaged_index_is_refused_by_name(store, tmp_path, change, message):
         Index.open(tmp_path / "index")
 
 
-def test_verify_finds_a_flipped_bit(store, tmp_path):
+def test_a_flipped_bit_is_found_on_opening_and_by_verify(store, tmp_path):
     index = Index.build(store, "Flat", tmp_path / "index")
     path = tmp_path / "index" / "moments.npy"
     data = bytearray(path.read_bytes())
@@ -125,6 +128,8 @@ def test_verify_finds_a_flipped_bit(store, tmp_path):
     path.write_bytes(data)
     with pytest.raises(InputError, match=r"moments.npy is damaged"):
         index.verify()
+    with pytest.raises(InputError, match=r"moments.npy is damaged"):
+        Index.open(tmp_path / "index")
 
 
 def test_a_failed_build_leaves_what_was_there(store, tmp_path):
@@ -180,6 +185,9 @@ def test_writing_goes_on_where_it_stopped(tmp_path):
     shard = np.arange(12, dtype=np.float32).reshape(3, 4)
     first = writer(tmp_path / "v")
     first.write(0, shard, ["a", "b", "c"], "one")
+    with pytest.raises(InputError, match="another process is writing .*v.partial"):
+        writer(tmp_path / "v")
+    first.close()
     # A process killed here leaves a shard without its record.
     np.save(tmp_path / "v.partial" / "shard-00001.npy", shard)
     with pytest.raises(InputError, match="unfinished"):
@@ -204,13 +212,56 @@ def test_a_damaged_shard_counts_as_unmade_and_another_plan_is_refused(tmp_path):
     path = tmp_path / "v.partial" / "shard-00000.npy"
     path.write_bytes(path.read_bytes()[:-4])
     assert first.source(0) is None
+    first.close()
     with pytest.raises(InputError, match="begun differently .*shard_rows: 3 ≠ 5"):
         writer(tmp_path / "v", shard_rows=5)
     assert path.exists()
     with pytest.raises(InputError, match=r"'b' gave a vector with NaN"):
         first.write(0, np.array([[1, 1, 1, 1], [np.nan, 1, 1, 1]], np.float32), ["a", "b"], "one")
-    writer(tmp_path / "v", shard_rows=5, overwrite=True)
+    writer(tmp_path / "v", shard_rows=5, overwrite=True).close()
     assert not path.exists()
+
+
+def test_a_partial_folder_that_is_empty_is_begun_and_a_foreign_one_left_alone(tmp_path):
+    (tmp_path / "v.partial").mkdir()
+    writer(tmp_path / "v").close()
+    (tmp_path / "w.partial").mkdir()
+    (tmp_path / "w.partial" / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match="w.partial holds thesis.txt and was not made by encode"):
+        writer(tmp_path / "w", overwrite=True)
+    assert (tmp_path / "w.partial" / "thesis.txt").exists()
+
+
+def test_vectors_said_to_be_of_unit_length_are(tmp_path):
+    with pytest.raises(InputError, match="document 'b' gave a vector of length 0.000; expected unit length"):
+        save_vectors(tmp_path / "v", np.array([[1, 0], [0, 0]], np.float32), ["a", "b"], made_by={"normalize": True})
+
+
+def test_overwriting_takes_only_what_retrokit_made(tmp_path, store):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("years of work")
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "link").symlink_to(mine)
+    for name, message in (
+        ("mine", "was not made by retrokit"),
+        ("file", "is a file or a link"),
+        ("link", "is a file or a link"),
+        (".", "is no name for something new"),
+    ):
+        with pytest.raises(InputError, match=message):
+            Index.build(store, "Flat", tmp_path / name if name != "." else Path(), overwrite=True)
+    assert (mine / "thesis.txt").read_text() == "years of work"
+    Index.build(store, "Flat", tmp_path / "i")
+    with pytest.raises(InputError, match="is or holds the input"):
+        refuse_existing(tmp_path / "i", overwrite=True, inputs=[tmp_path / "i" / "ids.json"])
+
+
+@pytest.mark.parametrize("factory", ["HNSW1", "HNSW0", "IVF0,Flat", "NSG0"])
+def test_strings_that_crash_faiss_are_refused(store, tmp_path, factory):
+    with pytest.raises(InputError, match=f"factory '{factory}' has .*, which crashes FAISS"):
+        Index.build(store, factory, tmp_path / "i")
+    assert not (tmp_path / "i").exists()
 
 
 def test_a_truncated_shard_of_a_finished_folder_is_named(store, tmp_path, rows):

@@ -1,11 +1,13 @@
 """Adaptation: what is learned and held out, the checkpoint that is kept, resume, and the folder that comes out."""
 
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
 import torch
-from fixtures import WORDS
+from fixtures import WORDS, make_model
 from safetensors.torch import load_file
 
 from indexes.errors import InputError
@@ -147,6 +149,43 @@ def test_batches_hold_no_document_twice_and_every_pair_comes():
     assert order != list(DistinctOrder(pairs, total=35, seed=1, batch_size=5))
 
 
+def test_every_batch_is_full_however_uneven_the_documents():
+    pairs = [Pair(f"q{number}", "t", "many") for number in range(100)] + [Pair("q", "t", f"d{n}") for n in range(4)]
+    order = list(DistinctOrder(pairs, total=60, seed=0, batch_size=5))
+    assert len(order) == 60
+    for start in range(0, 60, 5):
+        assert len({pairs[row].document for row in order[start : start + 5]}) == 5
+    with pytest.raises(InputError, match="5 documents have a pair; a batch needs 6"):
+        DistinctOrder(pairs, total=60, seed=0, batch_size=6)
+
+
+def test_another_base_under_the_same_name_is_noticed(task, tmp_path, model_folder):
+    base = tmp_path / "base"
+    shutil.copytree(model_folder, base)
+    run(task, tmp_path / "out", base, steps=2, checks=1)
+    shutil.rmtree(base)
+    make_model(base, seed=3)
+    with pytest.raises(InputError, match=r"made otherwise \(encoder: "):
+        run(task, tmp_path / "out", base, steps=2, checks=1)
+
+
+def test_a_damaged_result_is_not_complete(task, tmp_path, model_folder):
+    run(task, tmp_path / "out", model_folder, steps=2, checks=1)
+    os.truncate(tmp_path / "out" / "model.safetensors", 100)
+    with pytest.raises(InputError, match=r"model.safetensors has 100 bytes"):
+        run(task, tmp_path / "out", model_folder, steps=2, checks=1)
+    assert not run(task, tmp_path / "out", model_folder, steps=2, checks=1, overwrite=True).already_complete
+    assert run(task, tmp_path / "out", model_folder, steps=2, checks=1).already_complete
+
+
+def test_prompts_are_learned_with_and_kept(task, tmp_path):
+    prompts = {"query": "river ", "passage": "stone "}
+    folder = make_model(tmp_path / "prompted", prompts=prompts)
+    run(task, tmp_path / "out", folder, steps=2, checks=1)
+    settings = Encoder.load(str(tmp_path / "out")).settings
+    assert settings.prompts == {"query": "river ", "document": "stone "}
+
+
 def test_held_out_ndcg_by_hand():
     class Fake:
         training = False
@@ -169,12 +208,15 @@ def test_held_out_ndcg_by_hand():
     ("options", "message"),
     [
         ({"steps": 0}, "steps is 0; expected at least 1"),
-        ({"objective_texts": 9}, "objective_texts is 9; expected 1 to 8, the batch_size"),
+        ({"objective_texts": 9, "objective": "dupmae"}, "objective_texts is 9; expected 1 to 8, the batch_size"),
         ({"temperature": 0}, "temperature is 0; expected above 0"),
         ({"precision": "int8"}, "precision is 'int8'"),
         ({"samplers": ("magic",)}, "sampler 'magic' is unknown"),
         ({"objective": "magic"}, "objective is 'magic'; expected retromae or dupmae"),
-        ({"pairs": None, "samplers": ("title",)}, "0 pairs came of 120 documents by title; expected at least 16"),
+        (
+            {"pairs": None, "samplers": ("title",)},
+            "0 pairs of 0 documents came of 120 documents by title; expected pairs of at least 10 documents",
+        ),
     ],
 )
 def test_bad_options_leave_nothing_behind(task, tmp_path, model_folder, options, message):

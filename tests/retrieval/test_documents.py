@@ -50,6 +50,8 @@ def test_json_lines_beir_folders_gzip_and_texts(tmp_path):
         ('{"_id": "a", "text": "x"}\n{"_id": "a", "text": "y"}\n', "id 'a' occurs twice"),
         ('{"_id": "a b", "text": "x"}\n', "id 'a b' is empty or holds white space"),
         ("", "no documents found"),
+        ('{"_id": "a", "text": null}\n', "line 1: field 'text' is null; expected text"),
+        ('{"_id": "a", "text": "\\ud800"}\n', "line 1: field 'text' holds half a character"),
         (b'{"_id": "a", "text": "\xff"}\n', "not readable as text"),
     ],
 )

@@ -77,7 +77,7 @@ def test_nothing_is_guessed(tmp_path, model_folder):
     plain = tmp_path / "plain"
     shutil.copytree(model_folder, plain)
     (plain / "modules.json").unlink()
-    with pytest.raises(InputError, match="does not record its pooling .* pass --pooling"):
+    with pytest.raises(InputError, match="does not record its pooling .* encode it with --pooling"):
         Encoder.load(str(plain))
     assert Encoder.load(str(plain), pooling="cls").fields["pooling"] == "cls"
     with pytest.raises(InputError, match="records pooling 'mean', not 'cls'"):
@@ -124,6 +124,33 @@ def test_the_packaged_model_is_checked(monkeypatch):
     monkeypatch.setattr("retrieval.model_folder.file_digest", lambda path: "0" * 64)
     with pytest.raises(InputError, match=f"SHA-256 000000000000…, not {PACKAGED_SHA256[:12]}"):
         resolve("all-MiniLM-L6-v2")
+
+
+def test_weights_without_a_pooler_have_one_fingerprint_and_half_a_model_is_refused(tmp_path, model_folder):
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(model_folder, tmp_path / "m")
+    weights = load_file(tmp_path / "m" / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if not name.startswith("pooler.")}
+    assert len(kept) < len(weights)
+    save_file(kept, tmp_path / "m" / "model.safetensors", metadata={"format": "pt"})
+    prints = {Encoder.load(str(tmp_path / "m")).fingerprint for _ in range(2)}
+    assert prints == {Encoder.load(str(model_folder)).fingerprint}
+    half = {name: value for name, value in kept.items() if "layer.1." not in name}
+    save_file(half, tmp_path / "m" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"lacks \d+ weights, such as encoder.layer.1"):
+        Encoder.load(str(tmp_path / "m"))
+    (tmp_path / "m" / "model.safetensors").write_bytes(b"abc")
+    with pytest.raises(InputError, match="cannot be loaded as a model"):
+        Encoder.load(str(tmp_path / "m"))
+
+
+def test_overwriting_gets_past_an_unfinished_folder_of_another_corpus(tmp_path, encoder, documents):
+    with pytest.raises(Killed):
+        encoder.encode_corpus(documents, tmp_path / "v", shard_rows=16, on_progress=stop_after(3))
+    changed = [Document("d0", "something else"), *documents[1:]]
+    store = encoder.encode_corpus(changed, tmp_path / "v", shard_rows=16, overwrite=True)
+    np.testing.assert_allclose(store[:], encoder.encode_documents([d.content for d in changed]), atol=1e-5)
 
 
 class Killed(Exception):

@@ -124,6 +124,20 @@ def test_an_index_remembers_a_shorter_length_and_another_precision(tmp_path, doc
     assert len(index) == 50
 
 
+def test_an_index_is_not_built_over_texts_that_changed(tmp_path, encoder, documents):
+    vectors = encoder.encode_corpus(documents, tmp_path / "v")
+    changed = [documents[0]._replace(text="other words"), *documents[1:]]
+    with pytest.raises(InputError, match="was made of other texts"):
+        build_index(vectors, tmp_path / "i", documents=changed)
+    assert not (tmp_path / "i").exists()
+
+
+def test_no_queries_give_no_hits(retriever):
+    for fusion in ("zscore", "rrf"):
+        for mode in retriever.modes:
+            assert Retriever(retriever.index, retriever.encoder, fusion=fusion).search_many([], mode=mode) == []
+
+
 def test_bad_arguments(retriever):
     for arguments, message in (
         ({"mode": "fuzzy"}, "cannot be searched by 'fuzzy'; it has lexical, dense, hybrid"),
