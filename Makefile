@@ -17,7 +17,7 @@ install: .venv/.installed
 	touch $@
 
 demo: install
-	$(BIN)/retrokit demo
+	$(BIN)/retrokit demo --json retrokit-demo/result.json
 
 test: install
 	$(BIN)/pytest

@@ -113,13 +113,13 @@ def _open(output: Path, options: dict[str, Any], *, overwrite: bool) -> str:
 def _measure(output: Path, name: str, encoder: str, corpus: Path, precision: str) -> dict[str, dict[str, float]]:
     """Encode, index and evaluate; stages whose result is there are kept."""
     vectors, index, result = (output / f"{name}.{kind}" for kind in ("vectors", "index", "evaluation"))
-    load_command("encode")(
-        str(corpus), encoder=encoder, output=vectors, max_length=128, dtype=precision, shard_rows=512
-    )
-    if not index.exists():
-        load_command("index")(str(vectors), output=index)
-    if not result.exists():
-        load_command("evaluate")(str(corpus), index=index, output=result)
+    options: dict[str, Any] = {"max_length": 128, "dtype": precision, "shard_rows": 512}
+    with muted():
+        load_command("encode")(str(corpus), encoder=encoder, output=vectors, **options)
+        if not index.exists():
+            load_command("index")(str(vectors), output=index)
+        if not result.exists():
+            load_command("evaluate")(str(corpus), index=index, output=result)
     return read_json(result / "report.json")["systems"]
 
 
@@ -138,7 +138,7 @@ def _adapt(
         max_length=96,
         precision=precision,
         held_out=150,
-        checks=2,
+        checks=1,
         seed=seed,
     )
     card = read_json(model / "retrokit.json")
