@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexes.errors import InputError
+from retrieval.documents import text_lines
 
 # Rounds to the largest float32, as its own nine digits 3.40282347e+38 do, which are a little above it.
 _LARGEST = 3.4028235e38
@@ -89,7 +90,7 @@ def read_run(path: str | Path) -> Run:
     """
     path = Path(path)
     hits: dict[str, dict[str, float]] = {}
-    for number, line in _lines(path):
+    for number, line in text_lines(path, "a TREC run file"):
         query, document, score = _parse(line, f"{path}, line {number}")
         found = hits.setdefault(query, {})
         if document in found:
@@ -101,20 +102,6 @@ def read_run(path: str | Path) -> Run:
         query: make_ranking(list(found), list(found.values()), place=f"{path}, query {query!r}")
         for query, found in hits.items()
     }
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    opener = gzip.open if path.suffix == ".gz" else open
-    number = 0
-    try:
-        with opener(path, "rt", encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield number, line
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; expected a TREC run file") from None
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, IsADirectoryError) as error:
-        raise InputError(f"{path}, after line {number}: not readable as text ({error}); expected a run file") from None
 
 
 def _parse(line: str, place: str) -> tuple[str, str, float]:

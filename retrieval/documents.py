@@ -87,17 +87,31 @@ def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     Raises:
         InputError: A line is not a JSON object, or the file is not readable as UTF-8 text.
     """
+    for number, line in text_lines(path, "JSON lines"):
+        yield number, _parse(line, f"{path}, line {number}")
+
+
+def text_lines(path: Path, expected: str) -> Iterator[tuple[int, str]]:
+    """Read a text file (plain or gzip) as (line number, line); blank lines are passed over.
+
+    Args:
+        path: The file; gzip if its name ends with `.gz`.
+        expected: What it should hold, for the message.
+
+    Raises:
+        InputError: It is missing, or not readable as UTF-8 text.
+    """
     opener = gzip.open if path.suffix == ".gz" else open
     number = 0
     try:
         with opener(path, "rt", encoding="utf-8") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
-                    yield number, _parse(line, f"{path}, line {number}")
+                    yield number, line
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
+        raise InputError(f"{path}: no such file; expected {expected}") from None
     except (UnicodeDecodeError, EOFError, zlib.error, gzip.BadGzipFile, IsADirectoryError) as error:
-        raise InputError(f"{path}, after line {number}: not readable as text ({error}); expected JSON lines") from None
+        raise InputError(f"{path}, after line {number}: not readable as text ({error}); expected {expected}") from None
 
 
 def text_field(record: dict[str, Any], names: tuple[str, ...], place: str, default: str | None = None) -> str:
