@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -160,7 +161,9 @@ class VectorWriter:
         write_json(path, plan)
 
     def close(self) -> None:
-        """Let other processes write here; what is written stays, for the next run to go on with."""
+        """Let other processes write here; finished shards stay, for the next run to go on with."""
+        if self.partial.is_dir() and {path.name for path in self.partial.iterdir()} <= {_PLAN, LOCK}:
+            shutil.rmtree(self.partial)  # nothing to go on with
         self._held.close()
 
     def source(self, shard: int) -> str | None:

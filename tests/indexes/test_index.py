@@ -225,6 +225,7 @@ def test_a_damaged_shard_counts_as_unmade_and_another_plan_is_refused(tmp_path):
 def test_a_partial_folder_that_is_empty_is_begun_and_a_foreign_one_left_alone(tmp_path):
     (tmp_path / "v.partial").mkdir()
     writer(tmp_path / "v").close()
+    assert not (tmp_path / "v.partial").exists()
     (tmp_path / "w.partial").mkdir()
     (tmp_path / "w.partial" / "thesis.txt").write_text("years of work")
     with pytest.raises(InputError, match="w.partial holds thesis.txt and was not made by encode"):
