@@ -44,15 +44,21 @@ def evaluate(
     measure: Annotated[
         list[str] | None, typer.Option(help=f"Repeat for several. Default: {', '.join(DEFAULT_MEASURES)}.")
     ] = None,
-    k: Annotated[int, typer.Option("-k", "--k", help="Hits for each query.", min=1)] = 1000,
+    k: Annotated[int | None, typer.Option("-k", "--k", help="Hits for each query  [default: 1000]", min=1)] = None,
     output: Annotated[Path | None, typer.Option(help="Write a report folder: page, tables, run files.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write the measures to this file as JSON.")] = None,
     cache: Annotated[
-        Path | None, typer.Option(help="Where --encoder keeps its vectors. Default: the user's cache folder.")
+        Path | None,
+        typer.Option(
+            help="Where --encoder keeps vectors and index, by fingerprint  [default: ~/.cache/retrokit; may be deleted]"
+        ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing --output folder.")] = False,
 ) -> None:
     """Measure an encoder, an index or a run file on a test collection."""
+    if run and k is not None:
+        raise InputError("-k says how many hits to search for, but a run file was searched already; leave it out")
+    k = 1000 if k is None else k
     measures = [one.name for one in parse_measures(measure or _default_measures(k))]
     modes = _wanted_modes(encoder, index, run, hybrid=hybrid, modes=mode)
     if cache is not None and encoder is None:
@@ -112,7 +118,11 @@ def collection(
 
 def _default_measures(k: int) -> list[str]:
     """The usual measures, without those that read deeper than k hits."""
-    return [name for name in DEFAULT_MEASURES if int(name.partition("@")[2] or 0) <= k]
+    kept = [name for name in DEFAULT_MEASURES if int(name.partition("@")[2] or 0) <= k]
+    if len(kept) < len(DEFAULT_MEASURES):
+        left_out = ", ".join(name for name in DEFAULT_MEASURES if name not in kept)
+        note(f"notice: {left_out} read more than {k} hits and are left out")
+    return kept
 
 
 def _measure_run(path: Path, name: str, testset: TestSet, measures: list[str]) -> Report:

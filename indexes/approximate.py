@@ -52,11 +52,8 @@ def build_faiss(store: VectorStore, factory: str, path: Path) -> None:
     Raises:
         InputError: FAISS does not know the string, cannot build it over these vectors, or the file is not whole.
     """
-    faiss = load_faiss()
-    if found := re.search(r"(HNSW|NSG)[01](?!\d)|IVF0(?!\d)", factory):
-        raise InputError(f"factory {factory!r} has {found[0]}, which crashes FAISS; expected HNSW2, NSG2, IVF1 or more")
+    index = empty_index(factory, store.dim)
     try:
-        index = faiss.index_factory(store.dim, factory, faiss.METRIC_INNER_PRODUCT)
         if not index.is_trained:
             index.train(_training_rows(store))
         for _, block in store.blocks(_BLOCK):
@@ -64,8 +61,24 @@ def build_faiss(store: VectorStore, factory: str, path: Path) -> None:
         index.search(store[:1], 1)  # some strings are built and then cannot be searched
     except RuntimeError as error:
         raise InputError(f"FAISS cannot build {factory!r} over {len(store)} × {store.dim}: {_reason(error)}") from None
+    faiss = load_faiss()
     faiss.write_index(index, str(path))
     _check_written(faiss, path, len(store))
+
+
+def empty_index(factory: str, dim: int) -> Any:
+    """An index of inner products without rows.
+
+    Raises:
+        InputError: FAISS does not know the factory string, or crashes on it.
+    """
+    faiss = load_faiss()
+    if found := re.search(r"(HNSW|NSG)[01](?!\d)|IVF0(?!\d)", factory):
+        raise InputError(f"factory {factory!r} has {found[0]}, which crashes FAISS; expected HNSW2, NSG2, IVF1 or more")
+    try:
+        return faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        raise InputError(f"FAISS does not know {factory!r} for {dim} dimensions: {_reason(error)}") from None
 
 
 class Approximate:

@@ -40,7 +40,9 @@ class Lexical:
         vocabulary: dict[str, int] = {}
         ids = [[vocabulary.setdefault(term, len(vocabulary)) for term in document] for document in terms]
         if not vocabulary:
-            raise InputError(f"none of the {len(ids)} documents holds a term; BM25 needs words: index without it")
+            raise InputError(
+                f"none of the {len(ids)} documents holds a term; BM25 needs words: index without it (--dense-only)"
+            )
         scorer = bm25s.BM25(k1=k1, b=b, method="lucene")
         scorer.index(Tokenized(ids=ids, vocab=vocabulary), create_empty_token=False, show_progress=False)
         return cls(scorer)

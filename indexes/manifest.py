@@ -197,6 +197,8 @@ def open_manifest(folder: Path, kind: str) -> dict[str, Any]:
         raise InputError(
             f"{folder} has format {manifest.get('format')!r}; this retrokit reads format {FORMAT}: make it again"
         )
+    if not isinstance(manifest.get("files"), dict):
+        raise InputError(f"{folder / MANIFEST} lists no files; it is damaged: make the folder again")
     for name, entry in manifest["files"].items():
         path = folder / name
         size = path.stat().st_size if path.is_file() else None

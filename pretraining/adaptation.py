@@ -148,6 +148,10 @@ def adapt(
     card = _card(config, str(corpus), str(pairs) if pairs else None, documents, found)
     if finished := finished_card(target, card["configuration"], overwrite=overwrite):
         return AdaptResult(target, True, finished)
+    if config.objective is not None:
+        from pretraining.objective import Objective
+
+        Objective.parse(config.objective)  # refused before anything is written
     learned, held_out = hold_out(found, config)
     note(f"{len(learned):,} pairs to learn from, {len(held_out.queries):,} queries held out")
 

@@ -34,7 +34,7 @@ def pretrain(
     accumulation: Annotated[int, typer.Option(help="Micro-batches an optimizer step.")] = 1,
     max_length: Annotated[int, typer.Option(help="Tokens a text; longer documents become several windows.")] = 256,
     learning_rate: Annotated[float, typer.Option(help="Greatest learning rate of AdamW.")] = 1e-4,
-    warmup_steps: Annotated[int | None, typer.Option(help="Steps of warm-up  [default: a tenth]")] = None,
+    warmup_steps: Annotated[int | None, typer.Option(help="Steps of warm-up  [default: a tenth of all]")] = None,
     weight_decay: Annotated[float, typer.Option(help="Weight decay of AdamW.")] = 0.01,
     save_steps: Annotated[int, typer.Option(help="Steps between two checkpoints.")] = 500,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
@@ -146,7 +146,7 @@ def adapt(
         write_json(json, {"output": str(output), "already_complete": result.already_complete, **result.card})
     if result.already_complete:
         note(f"{output} is complete already; nothing to do")
-    what = "the encoder as it came; training did not help" if chosen == 0 else f"step {chosen:,}"
+    what = "the encoder as it came (training did not help)" if chosen == 0 else f"the encoder after step {chosen:,}"
     out.print(
         f"{output}: {what} ranks best, held-out nDCG@10 {scores['0']:.4f} → {scores[str(chosen)]:.4f}", markup=False
     )

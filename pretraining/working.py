@@ -69,7 +69,12 @@ def working_folder(target: Path, card: Mapping[str, Any], *, overwrite: bool) ->
     partial.mkdir(parents=True, exist_ok=True)
     with sole_writer(partial):
         _open(partial, card, overwrite=overwrite)
-        yield partial
+        try:
+            yield partial
+        except InputError:
+            if {path.name for path in partial.iterdir()} <= {_RUN, LOCK}:
+                shutil.rmtree(partial)  # nothing to go on with, and other options may follow
+            raise
     shutil.rmtree(partial)
 
 

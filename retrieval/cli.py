@@ -4,14 +4,15 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable
-from importlib import import_module
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from indexes.errors import InputError
-from retrieval.console import err
+from indexes.manifest import read_json
+from retrieval.console import err, out
 
 COMMANDS = {
     "demo": "retrieval.demo:demo",
@@ -55,15 +56,25 @@ def build_app() -> typer.Typer:
         help="Learn encoders from raw text, encode corpora, index them, search them and measure the result.\n\n"
         "Try: retrokit demo",
         no_args_is_help=True,
+        invoke_without_command=True,
         add_completion=False,
         pretty_exceptions_enable=False,
     )
+    built.callback()(_about)
     for name in COMMANDS:
         function = load_command(name)
         built.command(name, help=inspect.getdoc(function), no_args_is_help=_needs_arguments(function))(
             _command(function)
         )
     return built
+
+
+def _about(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)] = False,
+) -> None:
+    if version:
+        out.print(f"retrokit {metadata.version('retrokit')}")
+        raise typer.Exit
 
 
 def _needs_arguments(function: Callable[..., Any]) -> bool:
@@ -77,6 +88,8 @@ def _command(function: Callable[..., Any]) -> Callable[..., None]:
     @functools.wraps(function)
     def run(config: Path | None = None, traceback: bool = False, **arguments: Any) -> None:
         try:
+            if arguments.get("json") is not None:
+                refuse_json_target(Path(arguments["json"]))
             function(**arguments)
         except (Exception, KeyboardInterrupt) as error:
             if traceback or isinstance(error, typer.Exit):
@@ -93,6 +106,22 @@ def _command(function: Callable[..., Any]) -> Callable[..., None]:
     )
     run.__annotations__ = {name: parameter.annotation for name, parameter in run.__signature__.parameters.items()}  # type: ignore[attr-defined]
     return run
+
+
+def refuse_json_target(path: Path) -> None:
+    """Refuse a `--json` file that would replace anything but an earlier result.
+
+    Raises:
+        InputError: It is a folder, lies in a folder of retrokit's or in a model folder, or is no JSON object.
+    """
+    if any(
+        (folder / name).is_file() for folder in path.resolve().parents for name in ("manifest.json", "modules.json")
+    ):
+        raise InputError(f"--json {path} lies inside a folder that must stay as it is; choose another place")
+    if path.is_dir():
+        raise InputError(f"--json {path} is a folder; expected the name of a file")
+    if path.exists() and (path.suffix != ".json" or not isinstance(read_json(path), dict)):
+        raise InputError(f"--json {path} exists and is no earlier result; choose another name")
 
 
 def _option(name: str, kind: Any, default: Any, option: Any) -> inspect.Parameter:

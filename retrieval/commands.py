@@ -19,6 +19,8 @@ CORPUS = "A BEIR folder, a .jsonl or .jsonl.gz file, a folder of texts, or pytho
 ENCODER = "A model folder, a name on the model hub, or all-MiniLM-L6-v2 (packaged)."
 JSON = "Also write the result as JSON to this file."
 
+_VERIFIED = "all as their checksums say"
+
 Json = Annotated[Path | None, typer.Option("--json", help=JSON, metavar="FILE")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
 
@@ -68,7 +70,9 @@ def index(
 
     From a corpus, the vectors go to OUTPUT.vectors and are used again next time.
     """
+    from indexes.approximate import empty_index
     from indexes.vectors import KIND, VectorStore, partial_folder
+    from retrieval.analyzer import Analyzer
     from retrieval.documents import read_documents
     from retrieval.encoder import Encoder
     from retrieval.retriever import build_index
@@ -77,7 +81,10 @@ def index(
     folder = Path(source)
     if not _is_kind(folder, KIND) and not partial_folder(folder).is_dir():
         folder = output.with_name(f"{output.name}.vectors")
-        _encode(Encoder.load(encoder), source, folder, overwrite=overwrite)
+        model = Encoder.load(encoder)
+        empty_index(factory, model.dim)  # a wrong factory or language is refused before hours of encoding
+        Analyzer(language)
+        _encode(model, source, folder, overwrite=overwrite)
     vectors = VectorStore.open(folder)
     texts = None if dense_only else corpus or vectors.corpus.get("source")
     if texts is None and not dense_only:
@@ -152,22 +159,33 @@ def _encode(
     if overwrite and folder.exists():
         with contextlib.suppress(InputError):
             return encode(overwrite=False)  # finished by this encoder from this corpus: nothing to replace
-    return encode(overwrite)
+    store = encode(overwrite)
+    if model.truncated:
+        length = model.settings.max_length
+        note(
+            f"notice: {model.truncated:,} documents are longer than {length} tokens; their vectors read the first "
+            f"{length} only (BM25 reads all): split long texts"
+        )
+    return store
 
 
 def _describe(path: Path, name: str, *, check: bool) -> dict[str, Any]:
+    if path.with_name(f"{path.name}.partial").is_dir() and not path.exists():
+        raise InputError(f"{path} is unfinished; run the command that makes it again")
+    if path.is_file():
+        raise InputError(f"{path} is a file; expected a folder or the name of a model")
     if (path / MANIFEST).is_file() and not (path / "modules.json").is_file():
         from indexes.index import Index
         from indexes.vectors import VectorStore
 
         kind = read_json(path / MANIFEST).get("kind")
-        if kind not in ("index", "vectors"):
-            raise InputError(f"{path} is a folder of kind {kind!r}; expected a model, vectors or index folder")
-        opened: Any = Index.open(path) if kind == "index" else VectorStore.open(path)
+        if kind in ("index", "vectors"):
+            Index.open(path) if kind == "index" else VectorStore.open(path)
+        manifest = open_manifest(path, kind)
         if check:
-            opened.verify()
+            verify(path, manifest)
         fields = {name: value for name, value in read_json(path / MANIFEST).items() if name not in ("files", "shards")}
-        return {**fields, **({"files": "all as their checksums say"} if check else {})}
+        return {**fields, **({"files": _VERIFIED} if check else {})}
     from retrieval.encoder import Encoder
     from retrieval.model_folder import resolve
 
@@ -177,7 +195,8 @@ def _describe(path: Path, name: str, *, check: bool) -> dict[str, Any]:
         verify(path, open_manifest(path, "model"))
     model = Encoder.load(name)
     card = resolve(name) / "retrokit.json"
-    return {"kind": "model", **model.made_by, **({"run card": read_json(card)} if card.is_file() else {})}
+    verified = {"files": _VERIFIED} if check else {}
+    return {"kind": "model", **model.made_by, **({"run card": read_json(card)} if card.is_file() else {}), **verified}
 
 
 def _is_kind(folder: Path, kind: str) -> bool:

@@ -46,8 +46,12 @@ def demo(
     if not corpus.exists():
         _stage(1, f"collect documents and queries from the documentation of {packages}")
         spec = f"python-docs:{packages}"
-        with muted():
-            load_command("collection")(spec, corpus, documents=documents, test_queries=test_queries, seed=seed)
+        try:
+            with muted():
+                load_command("collection")(spec, corpus, documents=documents, test_queries=test_queries, seed=seed)
+        except InputError:
+            shutil.rmtree(output)  # begun, but with options that cannot be; others may follow
+            raise
     _stage(2, f"encode, index and measure: BM25, {ENCODER}, and both fused")
     base = _measure(output, "base", ENCODER, corpus, precision)
     _stage(3, "adapt the encoder to the corpus, by contrast alone and with DupMAE beside it")

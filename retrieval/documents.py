@@ -58,6 +58,8 @@ def refuse_repeats(documents: Iterable[Document], source: str = "the corpus") ->
     """
     seen: set[str] = set()
     for document in documents:
+        if not isinstance(document, Document):
+            raise InputError(f"{source}: found a {type(document).__name__}; expected Document(id, text)")
         if document.id in seen:
             raise InputError(f"{source}: id {document.id!r} occurs twice; every document needs an id of its own")
         if not document.id or any(character.isspace() for character in document.id):

@@ -36,6 +36,7 @@ class Encoder:
         dim: d, the length of a vector.
         fields: weights and tokenizer (as digests), pooling, prompts, max_length, normalize, dim, dtype.
         fingerprint: SHA-256 over `fields`.
+        truncated: How many texts so far were longer than max_length, so that their vectors read only their beginnings.
     """
 
     def __init__(self, name: str, settings: ModelFolder, backbone: Any, tokenizer: Any, dense: Sequence[Any]) -> None:
@@ -45,6 +46,7 @@ class Encoder:
         self._tokenizer = tokenizer
         self._dense = dense
         self._pool = _POOLINGS[settings.pooling]
+        self.truncated = 0
         self._pad = int(tokenizer.pad_token_id or 0)
         dtype = str(backbone.dtype).removeprefix("torch.")
         self.dim = int(dense[-1].out_features if dense else backbone.config.hidden_size)
@@ -154,7 +156,9 @@ class Encoder:
         if not len(texts):
             return out
         texts = [prompt + text for text in texts]
-        tokens = self._tokenizer(texts, truncation=True, max_length=self.settings.max_length)["input_ids"]
+        encoded = self._tokenizer(texts, truncation=True, max_length=self.settings.max_length)
+        self.truncated += sum(bool(one.overflowing) for one in encoded.encodings or ())
+        tokens = encoded["input_ids"]
         order = np.argsort([-len(ids) for ids in tokens], kind="stable")
         budget = _TOKENS_IN_A_BATCH["cpu" if self._backbone.device.type == "cpu" else "other"]
         done = 0

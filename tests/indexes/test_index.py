@@ -137,7 +137,7 @@ def test_a_failed_build_leaves_what_was_there(store, tmp_path):
     before = (tmp_path / "index" / "manifest.json").read_bytes()
     with pytest.raises(InputError, match="already exists"):
         Index.build(store, "Flat", tmp_path / "index")
-    with pytest.raises(InputError, match="FAISS cannot build 'Nonsense'.*could not parse"):
+    with pytest.raises(InputError, match="FAISS does not know 'Nonsense'.*could not parse"):
         Index.build(store, "Nonsense", tmp_path / "index", overwrite=True)
     with pytest.raises(InputError, match="document 1 of the corpus is 'x'; the vectors have 'd0'"):
         Index.build(store, "Flat", tmp_path / "index", entries=iter([Entry("x", ["a"], "a")]), overwrite=True)

@@ -222,4 +222,4 @@ def test_held_out_ndcg_by_hand():
 def test_bad_options_leave_nothing_behind(task, tmp_path, model_folder, options, message):
     with pytest.raises(InputError, match=message):
         run(task, tmp_path / "out", model_folder, **options)
-    assert not (tmp_path / "out").exists()
+    assert list(tmp_path.iterdir()) == []
