@@ -115,10 +115,12 @@ class VectorWriter:
         made_by: Flat record of what makes the vectors; another record over the same partial folder is refused.
         dim: Numbers in a row.
         shard_rows: Rows in each shard but the last.
-        overwrite: Start anew, and replace `folder` when finished, instead of refusing.
+        overwrite: Discard shards that were begun with another plan, and replace `folder` when finished, instead of
+            refusing.
 
     Raises:
-        InputError: `folder` exists, or its partial folder was begun with another plan; both sides are named.
+        InputError: `folder` exists, its partial folder was begun with another plan (both sides are named) or holds
+            something else, or another process is writing there.
     """
 
     def __init__(

@@ -127,7 +127,7 @@ def search(
 
 
 def show(
-    folder: Annotated[str, typer.Argument(help="A model, vectors or index folder, or the name of a model.")],
+    folder: Annotated[str, typer.Argument(help="Any folder that retrokit made, or a model folder or name.")],
     *,
     verify: Annotated[bool, typer.Option("--verify", help="Compare every file with its checksum.")] = False,
     json: Json = None,
