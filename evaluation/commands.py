@@ -167,11 +167,14 @@ def _wanted_modes(
 
 
 def _open_index(folder: Path, testset: TestSet) -> _Opened:
-    from retrieval.retriever import Retriever
+    from retrieval.retriever import Retriever, same_corpus
 
     retriever = Retriever.open(folder)
     made_of = retriever.index.corpus["fingerprint"]
-    if made_of not in (None, testset.corpus_fingerprint):
+    if retriever.index.corpus.get("parts"):  # merged: only part by part is it known of what
+        for _ in same_corpus(testset.documents(), retriever.index.corpus, folder):
+            pass
+    elif made_of not in (None, testset.corpus_fingerprint):
         raise InputError(
             f"{folder} holds another corpus than {testset.name} ({made_of[:12]} ≠ {testset.corpus_fingerprint[:12]}); "
             "index the corpus of the test collection"

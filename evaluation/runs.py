@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexes.errors import InputError
-from retrieval.documents import text_lines
+from retrieval.lines import text_lines
 
 # Rounds to the largest float32, as its own nine digits 3.40282347e+38 do, which are a little above it.
 _LARGEST = 3.4028235e38

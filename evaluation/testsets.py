@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,10 +14,10 @@ from retrieval.documents import (
     Document,
     document_bytes,
     read_documents,
-    read_lines,
     refuse_repeats,
     text_field,
 )
+from retrieval.lines import read_lines
 
 _DROP_SELF_MATCHES = ("arguana", "quora", "fiqa", "fever", "msmarco", "trec-dl")
 
@@ -51,7 +51,7 @@ class TestSet:
     notices: tuple[str, ...] = ()
     """Sentences about what a reader of the results should know of the data."""
 
-    def documents(self) -> Iterator[Document]:
+    def documents(self) -> Iterable[Document]:
         """Read the corpus, lazily, from its start."""
         return read_documents(_data_file(self.path, "corpus"))
 

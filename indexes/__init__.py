@@ -13,9 +13,21 @@ if TYPE_CHECKING:
     from indexes.hits import Hits
     from indexes.index import Entry, Index
     from indexes.lexical import Lexical
-    from indexes.vectors import VectorStore, save_vectors
+    from indexes.transfer import export_vectors, merge_vectors, save_vectors
+    from indexes.vectors import VectorStore
 
-__all__ = ["Entry", "Hits", "Index", "InputError", "Lexical", "VectorStore", "save_vectors", "search_exact"]
+__all__ = [
+    "Entry",
+    "Hits",
+    "Index",
+    "InputError",
+    "Lexical",
+    "VectorStore",
+    "export_vectors",
+    "merge_vectors",
+    "save_vectors",
+    "search_exact",
+]
 
 _HOMES = {
     "Entry": "index",
@@ -24,7 +36,9 @@ _HOMES = {
     "InputError": "errors",
     "Lexical": "lexical",
     "VectorStore": "vectors",
-    "save_vectors": "vectors",
+    "export_vectors": "transfer",
+    "merge_vectors": "transfer",
+    "save_vectors": "transfer",
     "search_exact": "exact",
 }
 

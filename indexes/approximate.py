@@ -91,6 +91,13 @@ class Approximate:
     Args:
         path: The FAISS file.
         vectors: (n, d) raw rows, needed where the file holds them only compressed.
+
+    Attributes:
+        vectors: (n, d) the raw rows, wherever they are.
+        rows: n.
+        dim: d.
+        metric: `ip` (inner product) or `other`.
+        exhaustive: Whether every search goes through all rows (Flat).
     """
 
     def __init__(self, path: Path, vectors: NDArray[np.float32] | None = None) -> None:
@@ -107,12 +114,12 @@ class Approximate:
         if inside is None and vectors is None:
             raise InputError(f"{path} holds only compressed vectors and there are none beside it; make the index again")
         self.vectors: NDArray[np.float32] = vectors if inside is None else inside  # type: ignore[assignment]
-        self._exhaustive = type(self._index).__name__ == "IndexFlatIP"
+        self.exhaustive = type(self._index).__name__ == "IndexFlatIP"
         _widen(faiss, self._index)
 
     def search(self, queries: NDArray[np.float32], k: int) -> Hits:
         """Find the k best rows for each query (q, d); hits are ordered by exact score."""
-        if self._exhaustive:
+        if self.exhaustive:
             return search_exact(queries, self._blocks(), k)
         wanted = min(k * _OVERSAMPLE if self._lossy else k, self.rows)
         try:

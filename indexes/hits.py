@@ -52,7 +52,7 @@ def _best_columns(scores: NDArray[np.floating[Any]], k: int) -> NDArray[np.int64
     n = scores.shape[1]
     best = np.argpartition(scores, n - k, axis=1)[:, n - k :]  # (q, k), chosen by chance among equals at the border
     border = np.take_along_axis(scores, best, axis=1).min(axis=1, keepdims=True)  # (q, 1)
-    width = int((scores >= border).sum(axis=1).max())
+    width = int((scores >= border).sum(axis=1).max(initial=k))
     return best if width == k else np.argsort(-scores, axis=1, kind="stable")[:, :width]
 
 

@@ -1,4 +1,4 @@
-"""Index folders: one object over the FAISS part, the BM25 part, ids and texts of the same rows."""
+"""Index folders: one object over the FAISS part, the BM25 part, ids and texts of the same documents."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,11 +14,13 @@ from indexes.exact import ScoreMoments
 from indexes.hits import Hits
 from indexes.lexical import Lexical
 from indexes.manifest import MANIFEST, differences, new_folder, open_manifest, seal, verify, write_json
+from indexes.passages import Passages, check_passages
 from indexes.vectors import UNIT_TOLERANCE, VectorStore
 
 KIND = "index"
 _DENSE = "dense.faiss"
 _VECTORS = "vectors.npy"
+_PASSAGES = "passages.npy"
 _MOMENTS = "moments.npy"
 _IDS = "ids.json"
 _LEXICAL = "lexical"
@@ -39,15 +41,20 @@ class Entry(NamedTuple):
 class Index:
     """An opened index folder.
 
+    Everything in it speaks of documents by their row, a position in `ids`. Where long documents were encoded in
+    passages, FAISS holds the passages and a document's dense score is its best passage's.
+
     Attributes:
         ids: The document id of each row.
         made_by: The record of the encoder that made the vectors, with its `fingerprint`.
+        encoding: What else decided the vectors: `storage`, `long_documents` …
         metric: `cosine` (unit vectors) or `ip` (inner product).
         factory: The FAISS factory string.
         analyzer: The name of what made the terms of the BM25 part.
         dense: The FAISS part.
+        passages: What makes documents of its rows; None where every row is a whole document.
         lexical: The BM25 part, or None.
-        moments: Mean and covariance of the vectors, for fusion.
+        moments: Mean and covariance of the vectors, for fusion; those of all passages, where there are passages.
         corpus: `source` and `fingerprint` of the corpus.
     """
 
@@ -55,6 +62,7 @@ class Index:
         self.folder = folder
         self.manifest = manifest
         self.made_by: dict[str, Any] = manifest["made_by"]
+        self.encoding: dict[str, Any] = manifest["encoding"]
         self.metric: str = manifest["metric"]
         self.factory: str = manifest["factory"]
         self.analyzer: str | None = manifest["analyzer"]
@@ -62,6 +70,11 @@ class Index:
         self.ids: list[str] = json.loads((folder / _IDS).read_text(encoding="utf-8"))
         raw = np.load(folder / _VECTORS, mmap_mode="r") if (folder / _VECTORS).is_file() else None
         self.dense = Approximate(folder / _DENSE, raw)
+        table = np.load(folder / _PASSAGES, mmap_mode="r") if (folder / _PASSAGES).is_file() else None
+        self.passages: Passages | None = None
+        if table is not None:
+            check_passages(table, self.dense.rows, len(self.ids), folder)
+            self.passages = Passages(self.dense, table, len(self.ids))
         self.lexical = Lexical.open(folder / _LEXICAL) if (folder / _LEXICAL).is_dir() else None
         mean_and_second = np.load(folder / _MOMENTS)
         self.moments = ScoreMoments(mean_and_second[0], mean_and_second[1:])
@@ -84,7 +97,7 @@ class Index:
             vectors: The vectors; cosine is the metric if their encoder normalises, else inner product.
             factory: A FAISS factory string, such as `Flat` (exact), `HNSW32`, `IVF256,PQ48x4fs`.
             folder: The folder to make; it appears whole or not at all.
-            entries: The documents of the same rows in the same order, for BM25 and to show texts; none: dense only.
+            entries: The documents of the vectors in the same order, for BM25 and to show texts; none: dense only.
             analyzer: The name of what made the terms, kept so that queries are analysed alike.
             overwrite: Replace an existing folder.
 
@@ -92,8 +105,11 @@ class Index:
             InputError: The folder exists, the entries are not those of the vectors, or FAISS refuses the string.
         """
         folder = Path(folder)
-        ids = vectors.ids
+        ids, passages = vectors.ids, vectors.passages
         with new_folder(folder, overwrite=overwrite) as temporary:
+            if passages is not None:
+                check_passages(passages, len(vectors), len(ids), vectors.folder)
+                np.save(temporary / _PASSAGES, passages, allow_pickle=False)
             build_faiss(vectors, factory, temporary / _DENSE)
             _keep_raw_rows(vectors, temporary)
             moments = ScoreMoments.of(vectors.blocks(), vectors.dim)
@@ -104,11 +120,13 @@ class Index:
                 Lexical.build(terms).save(temporary / _LEXICAL)
             content = {
                 "made_by": vectors.made_by,
+                "encoding": vectors.encoding,
                 "corpus": vectors.corpus,
                 "metric": "cosine" if vectors.made_by.get("normalize") else "ip",
                 "factory": factory,
                 "analyzer": analyzer,
-                "rows": len(ids),
+                "documents": len(ids),
+                "rows": len(vectors),
                 "dim": vectors.dim,
             }
             seal(temporary, KIND, content)
@@ -125,10 +143,10 @@ class Index:
         manifest = open_manifest(folder, KIND)
         index = cls(folder, manifest)
         found = (len(index.ids), index.dense.rows, index.dense.dim, index.dense.metric)
-        said = (manifest["rows"], manifest["rows"], manifest["dim"], "ip")
+        said = (manifest["documents"], manifest["rows"], manifest["dim"], "ip")
         if found != said:
             raise InputError(
-                f"{folder}: ids, rows, dimension, metric are {found}; {MANIFEST} says {said}: make it again"
+                f"{folder}: documents, rows, dimension, metric are {found}; {MANIFEST} says {said}: make it again"
             )
         return index
 
@@ -136,14 +154,14 @@ class Index:
         return len(self.ids)
 
     def search(self, queries: NDArray[np.float32], k: int) -> Hits:
-        """Find the k rows of the largest inner product for each query.
+        """Find the k documents of the largest inner product for each query.
 
         Args:
             queries: (q, d) float32, made by the encoder that made the index.
             k: Hits for each query.
 
         Returns:
-            Hits (q, min(k, n)), ordered by score, then row.
+            Hits (q, min(k, n)) of documents, each at most once, ordered by score, then row.
 
         Raises:
             InputError: k < 1, another dimension, NaN, or vectors that are not unit length under cosine.
@@ -158,7 +176,18 @@ class Index:
         far = max(lengths, key=lambda length: abs(length - 1), default=1.0)
         if self.metric == "cosine" and abs(far - 1) > UNIT_TOLERANCE:
             raise InputError(f"a query vector has length {far:.3f}; {self.folder} compares unit vectors (cosine)")
-        return self.dense.search(queries.astype(np.float32, copy=False), min(k, len(self)))
+        return (self.passages or self.dense).search(queries.astype(np.float32, copy=False), min(k, len(self)))
+
+    def scores(self, queries: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Exact dense scores of each query (q, d) with its own documents, by row (q, m); -inf where a row is -1."""
+        return (self.passages or self.dense).scores(queries, rows)
+
+    def passage(self, query: NDArray[np.float32], row: int) -> tuple[int, int] | None:
+        """Where a document's best passage for a query (d,) begins and ends, in characters of its content.
+
+        None where the index holds whole documents.
+        """
+        return self.passages.best(query, row) if self.passages else None
 
     def check_encoder(self, made_by: Mapping[str, Any], name: str) -> None:
         """Refuse an encoder other than the one that made the vectors.
@@ -190,7 +219,11 @@ class Index:
 
 
 def _keep_raw_rows(vectors: VectorStore, folder: Path) -> None:
-    """Keep the raw vectors beside a FAISS file that holds them only compressed."""
+    """Keep the raw vectors beside a FAISS file that holds them only compressed.
+
+    They are float32 whatever the vectors folder keeps: beside vectors kept as float16, int8 or binary they take 2, 4
+    or 32 times its space, and hold no more than was read back from it.
+    """
     faiss = load_faiss()
     if stored_rows(faiss.read_index(str(folder / _DENSE), faiss.IO_FLAG_MMAP_IFC)) is not None:
         return

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import errno
 import hashlib
 import json
 import os
@@ -20,8 +21,9 @@ except ModuleNotFoundError:
 
 MANIFEST = "manifest.json"
 LOCK = ".lock"
-FORMAT = 1
+FORMAT = 2
 _ALWAYS_VERIFIED = 256_000_000
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def fingerprint(value: Any) -> str:
@@ -134,6 +136,42 @@ def refuse_existing(target: Path, *, overwrite: bool, inputs: Iterable[Path | st
         raise InputError(f"{target} was not made by retrokit (no {MANIFEST} in it), so --overwrite leaves it alone")
 
 
+class Busy(Exception):
+    """A lock is held by another process that lives."""
+
+
+@contextlib.contextmanager
+def held(path: Path, *, shared: bool = False, wait: bool = False) -> Iterator[None]:
+    """Hold a lock on a file, made if need be, for the length of the block; the system frees it if the process dies.
+
+    Where the system has no advisory locks (Windows, some network file systems), the block runs without one.
+
+    Args:
+        path: The lock file.
+        shared: Beside others who share it, against those who do not.
+        wait: Until it is free, instead of raising.
+
+    Raises:
+        Busy: Another process holds it.
+        FileNotFoundError: Its folder was removed, perhaps while we waited.
+    """
+    while True:
+        with path.open("a+") as file:  # read and write: NFS locks a file for sharing only if it may be read
+            if fcntl is not None:
+                kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+                try:
+                    fcntl.flock(file, kind if wait else kind | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise Busy(f"{path} is held by another process") from None
+                except OSError as error:
+                    if error.errno not in _NO_LOCKS:
+                        raise
+            if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                continue  # removed and made again while we waited: what we hold locks nobody out
+            yield
+            return
+
+
 @contextlib.contextmanager
 def sole_writer(folder: Path) -> Iterator[None]:
     """Hold a working folder against other processes of this machine; a killed holder lets go of it.
@@ -141,13 +179,10 @@ def sole_writer(folder: Path) -> Iterator[None]:
     Raises:
         InputError: Another process is writing there.
     """
-    if fcntl is None:  # a system without advisory locks
-        yield
-        return
-    with (folder / LOCK).open("w") as file:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            stack.enter_context(held(folder / LOCK))
+        except Busy:
             raise InputError(f"another process is writing {folder}; wait for it or choose another --output") from None
         yield
 
@@ -166,14 +201,26 @@ def publish(temporary: Path, target: Path, *, overwrite: bool = False) -> None:
     _sync(target.parent)
 
 
-def seal(folder: Path, kind: str, content: Mapping[str, Any]) -> None:
-    """Write the manifest of a filled folder: its kind, format version, content, and size and SHA-256 of each file."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in (MANIFEST, LOCK))
-    files = {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": file_digest(path)}
-        for path in paths
-    }
-    write_json(folder / MANIFEST, {"kind": kind, "format": FORMAT, **content, "files": files})
+def seal(
+    folder: Path, kind: str, content: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]] | None = None
+) -> None:
+    """Write the manifest of a filled folder: its kind, format version, content, and size and SHA-256 of each file.
+
+    Args:
+        folder: All files are in it.
+        kind: What it is.
+        content: What else the manifest says.
+        files: What `describe` gave for each file, where that is known already; None: read them all.
+    """
+    if files is None:
+        paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in (MANIFEST, LOCK))
+        files = {path.relative_to(folder).as_posix(): describe(path) for path in paths}
+    write_json(folder / MANIFEST, {"kind": kind, "format": FORMAT, **content, "files": dict(sorted(files.items()))})
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """What a manifest says of a file: its size and SHA-256."""
+    return {"bytes": path.stat().st_size, "sha256": file_digest(path)}
 
 
 def open_manifest(folder: Path, kind: str) -> dict[str, Any]:
@@ -184,6 +231,24 @@ def open_manifest(folder: Path, kind: str) -> dict[str, Any]:
 
     Raises:
         InputError: No such folder, no manifest, another kind or format, or a missing or truncated file.
+    """
+    manifest = read_manifest(folder, kind)
+    for name, entry in manifest["files"].items():
+        path = folder / name
+        size = path.stat().st_size if path.is_file() else None
+        if size != entry["bytes"]:
+            state = "is missing" if size is None else f"has {size:,} bytes"
+            raise InputError(f"{path} {state}; the manifest says {entry['bytes']:,} bytes: make the folder again")
+    if sum(entry["bytes"] for entry in manifest["files"].values()) <= _ALWAYS_VERIFIED:
+        verify(folder, manifest)
+    return manifest
+
+
+def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
+    """Read a folder's manifest and check that the folder is of this kind, without a look at its other files.
+
+    Raises:
+        InputError: No such folder, no manifest, another kind or format.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; expected a {kind} folder")
@@ -199,14 +264,6 @@ def open_manifest(folder: Path, kind: str) -> dict[str, Any]:
         )
     if not isinstance(manifest.get("files"), dict):
         raise InputError(f"{folder / MANIFEST} lists no files; it is damaged: make the folder again")
-    for name, entry in manifest["files"].items():
-        path = folder / name
-        size = path.stat().st_size if path.is_file() else None
-        if size != entry["bytes"]:
-            state = "is missing" if size is None else f"has {size:,} bytes"
-            raise InputError(f"{path} {state}; the manifest says {entry['bytes']:,} bytes: make the folder again")
-    if sum(entry["bytes"] for entry in manifest["files"].values()) <= _ALWAYS_VERIFIED:
-        verify(folder, manifest)
     return manifest
 
 
@@ -214,11 +271,24 @@ def verify(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Compare every file of a folder with the checksum in its manifest.
 
     Raises:
-        InputError: A file differs; the message names the first one.
+        InputError: Files are missing, cut short or different; the message names the first ones.
     """
-    for name, entry in manifest["files"].items():
-        if file_digest(folder / name) != entry["sha256"]:
-            raise InputError(f"{folder / name} is damaged (its SHA-256 is not the manifest's): make the folder again")
+    damaged = damaged_files(folder, manifest["files"])
+    if damaged:
+        more = f" and {len(damaged) - 3} more" if len(damaged) > 3 else ""
+        raise InputError(
+            f"{', '.join(str(folder / name) for name in damaged[:3])}{more}: damaged "
+            "(size or SHA-256 is not the manifest's); make the folder again"
+        )
+
+
+def damaged_files(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The names of files that are missing, of another size or of another SHA-256 than `files` says of them."""
+
+    def sound(path: Path, entry: Mapping[str, Any]) -> bool:
+        return path.is_file() and path.stat().st_size == entry["bytes"] and file_digest(path) == entry["sha256"]
+
+    return [name for name, entry in files.items() if not sound(folder / name, entry)]
 
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:

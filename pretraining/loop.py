@@ -17,7 +17,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from indexes.errors import InputError
 from pretraining.checkpoints import finish_checkpoint, keep_only
 from pretraining.masking import seed_of, seeded
-from retrieval.encoder import best_device
+from retrieval.devices import best_device
 
 WEIGHTS = "model.safetensors"
 _STEPS_BETWEEN_TRIMS = 5

@@ -9,31 +9,48 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from retrieval.analyzer import Analyzer
+    from retrieval.corpora import Corpus
     from retrieval.documents import Document, read_documents
     from retrieval.encoder import Encoder
+    from retrieval.encoding import encode_corpus
     from retrieval.pairs import Pair, read_pairs
+    from retrieval.passages import LongDocuments
+    from retrieval.ray_runner import RayActors
     from retrieval.retriever import Hit, Retriever, build_index
+    from retrieval.runners import Processes, ThisProcess
 
 __all__ = [
     "Analyzer",
+    "Corpus",
     "Document",
     "Encoder",
     "Hit",
+    "LongDocuments",
     "Pair",
+    "Processes",
+    "RayActors",
     "Retriever",
+    "ThisProcess",
     "build_index",
+    "encode_corpus",
     "read_documents",
     "read_pairs",
 ]
 
 _HOMES = {
     "Analyzer": "analyzer",
+    "Corpus": "corpora",
     "Document": "documents",
     "Encoder": "encoder",
     "Hit": "retriever",
+    "LongDocuments": "passages",
     "Pair": "pairs",
+    "Processes": "runners",
+    "RayActors": "ray_runner",
     "Retriever": "retriever",
+    "ThisProcess": "runners",
     "build_index": "retriever",
+    "encode_corpus": "encoding",
     "read_documents": "documents",
     "read_pairs": "pairs",
 }

@@ -20,12 +20,21 @@ COMMANDS = {
     "encode": "retrieval.commands:encode",
     "index": "retrieval.commands:index",
     "show": "retrieval.commands:show",
+    "vectors info": "retrieval.vector_commands:info",
+    "vectors verify": "retrieval.vector_commands:verify",
+    "vectors merge": "retrieval.vector_commands:merge",
+    "vectors export": "retrieval.vector_commands:export",
     "pretrain": "pretraining.commands:pretrain",
     "adapt": "pretraining.commands:adapt",
     "evaluate": "evaluation.commands:evaluate",
     "collection": "evaluation.commands:collection",
 }
-"""Each package owns its commands; their modules load neither torch nor transformers until a command runs."""
+"""Each package owns its commands; their modules load neither torch nor transformers until a command runs.
+
+The first of two words is a group, which has its help in `GROUPS`.
+"""
+
+GROUPS = {"vectors": "Look into vectors folders, check, merge and export them."}
 
 _BAD_INPUT = 2
 _OUR_FAULT = 1
@@ -61,9 +70,14 @@ def build_app() -> typer.Typer:
         pretty_exceptions_enable=False,
     )
     built.callback()(_about)
-    for name in COMMANDS:
-        function = load_command(name)
-        built.command(name, help=inspect.getdoc(function), no_args_is_help=_needs_arguments(function))(
+    groups = {"": built}
+    for path in COMMANDS:
+        group, _, name = path.rpartition(" ")
+        if group not in groups:
+            groups[group] = typer.Typer(help=GROUPS[group], no_args_is_help=True)
+            built.add_typer(groups[group], name=group)
+        function = load_command(path)
+        groups[group].command(name, help=inspect.getdoc(function), no_args_is_help=_needs_arguments(function))(
             _command(function)
         )
     return built

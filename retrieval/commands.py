@@ -1,6 +1,7 @@
 """The commands encode, index, search and show."""
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,8 +15,12 @@ from retrieval.console import note, out, progress, table
 if TYPE_CHECKING:
     from indexes.vectors import VectorStore
     from retrieval.encoder import Encoder
+    from retrieval.runners import Runner
 
-CORPUS = "A BEIR folder, a .jsonl or .jsonl.gz file, a folder of texts, or python-docs[:PACKAGE,…]."
+CORPUS = (
+    "A BEIR folder, a file or folder of JSON lines (plain, .gz, .zst), Parquet or Arrow, a folder of texts, "
+    "hf:NAME[:CONFIG][@SPLIT], or python-docs[:PACKAGE,…]."
+)
 ENCODER = "A model folder, a name on the model hub, or all-MiniLM-L6-v2 (packaged)."
 JSON = "Also write the result as JSON to this file."
 
@@ -32,21 +37,63 @@ def encode(
     output: Annotated[Path, typer.Option(help="The vectors folder to make.", metavar="VECTORS_FOLDER")],
     pooling: Annotated[str | None, typer.Option(help="cls, mean, max or lasttoken, if the model does not say.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Cut texts at fewer tokens than the model does.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16: the precision to compute in.")] = "float32",
+    normalize: Annotated[
+        bool | None, typer.Option("--normalize/--no-normalize", help="Unit length or not, against what the model says.")
+    ] = None,
+    dim: Annotated[int | None, typer.Option(help="Keep the first so many numbers (Matryoshka models).")] = None,
+    query_prompt: Annotated[str | None, typer.Option(help="Before each query, instead of the model's own.")] = None,
+    document_prompt: Annotated[str | None, typer.Option(help="Before each document, instead of the model's.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32 (the default), bfloat16, float16 or int8: the precision to compute in.")
+    ] = None,
+    backend: Annotated[str, typer.Option(help="torch, openvino, or auto: the fastest within --tolerance.")] = "torch",
+    tolerance: Annotated[float, typer.Option(help="For auto: largest 1 - cosine from float32 on torch.")] = 1e-5,
+    device: Annotated[str | None, typer.Option(help="Such as cuda:1 or cpu; the best there is by default.")] = None,
+    storage: Annotated[str, typer.Option(help="float32, float16, int8 or binary: how to keep numbers.")] = "float32",
+    long_documents: Annotated[
+        str, typer.Option(help="truncate, passages, mean or late: what to do with documents that are too long.")
+    ] = "truncate",
+    passage_tokens: Annotated[int | None, typer.Option(help="Of a passage; the model's length by default.")] = None,
+    overlap: Annotated[int | None, typer.Option(help="Tokens that passages share; an eighth by default.")] = None,
     shard_rows: Annotated[int, typer.Option(help="Documents in a shard: the most a killed run can lose.")] = 2048,
+    workers: Annotated[int | None, typer.Option(help="Worker processes of this machine, or actors with --ray.")] = None,
+    ray: Annotated[
+        str | None, typer.Option(help="Address of a Ray cluster, auto, or local for a new one here.", metavar="ADDRESS")
+    ] = None,
     overwrite: Overwrite = False,
     json: Json = None,
 ) -> None:
     """Turn a corpus into vectors: a folder of memory-mapped shards.
 
-    Killed? Run the same command again: finished shards are kept.
+    Killed? Run the same command again: finished shards are kept. Under torchrun or in a Slurm array each process makes
+    its share.
     """
     from retrieval.encoder import Encoder
+    from retrieval.passages import LongDocuments
+    from retrieval.runners import local_device
 
-    model = Encoder.load(encoder, pooling=pooling, max_length=max_length, dtype=dtype)
-    store = _encode(model, corpus, output, shard_rows=shard_rows, overwrite=overwrite)
-    _write_json(json, {"rows": len(store), "dim": store.dim, "fingerprint": model.fingerprint})
-    out.print(f"{output}: {len(store):,} vectors of {store.dim} dimensions", markup=False)
+    refuse_existing(output, overwrite=True, inputs=[corpus])
+    model = Encoder.load(
+        encoder,
+        pooling=pooling,
+        max_length=max_length,
+        normalize=normalize,
+        dim=dim,
+        query_prompt=query_prompt,
+        document_prompt=document_prompt,
+        dtype=dtype,
+        backend=backend,
+        tolerance=tolerance,
+        device=device or local_device(),
+    )
+    long = LongDocuments(long_documents, passage_tokens, overlap)
+    runner = _runner(workers, ray, device)
+    how = {"shard_rows": shard_rows, "storage": storage, "long_documents": long, "runner": runner}
+    store = _encode(model, corpus, output, overwrite=overwrite, **how)
+    sizes = {"rows": len(store), "documents": store.documents, "dim": store.dim, "truncated": store.truncated}
+    _write_json(json, {**sizes, "fingerprint": model.fingerprint, "backend": model.backend.name, "storage": storage})
+    of = f" of {store.documents:,} documents" if len(store) != store.documents else ""
+    out.print(f"{output}: {len(store):,} vectors{of}, {store.dim} dimensions, {storage}", markup=False)
     note(f"next: retrokit index {output} --output {output.with_suffix('.index')}")
 
 
@@ -86,12 +133,13 @@ def index(
         Analyzer(language)
         _encode(model, source, folder, overwrite=overwrite)
     vectors = VectorStore.open(folder)
-    texts = None if dense_only else corpus or vectors.corpus.get("source")
-    if texts is None and not dense_only:
+    sources = [corpus] if corpus else [part["source"] for part in vectors.corpus.get("parts") or [vectors.corpus]]
+    if None in sources and not dense_only:
         raise InputError(
             f"{folder} does not say what it was made of; pass --corpus for BM25 and texts, or --dense-only"
         )
-    documents = read_documents(texts) if texts else None
+    texts = itertools.chain.from_iterable(map(read_documents, sources))
+    documents = None if dense_only else texts
     built = build_index(vectors, output, factory=factory, documents=documents, language=language, overwrite=overwrite)
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
     _write_json(json, {"rows": len(built), "factory": factory, "bytes": size, "lexical": built.lexical is not None})
@@ -122,8 +170,8 @@ def search(
         note(f"nothing in {index} matches {query!r}")
     for hit in hits:
         out.print(f"{hit.rank:>3}  {hit.score:8.4f}  {hit.id}", style="bold", markup=False)
-        if hit.text:
-            out.print(f"     {_preview(hit.text)}", markup=False)
+        if hit.shown:
+            out.print(f"     {_preview(hit.shown)}", markup=False)
 
 
 def show(
@@ -138,33 +186,43 @@ def show(
     out.print(table(("field", "value"), list(_flat(fields)), numbers=False))
 
 
-def _encode(
-    model: "Encoder", corpus: str, folder: Path, *, shard_rows: int = 2048, overwrite: bool = False
-) -> "VectorStore":
+def _runner(workers: int | None, ray: str | None, device: str | None) -> "Runner | None":
+    if ray is not None:
+        from retrieval.ray_runner import RayActors
+
+        return RayActors(workers, None if ray == "local" else ray)
+    if workers is None:
+        return None
+    from retrieval.runners import Processes
+
+    return Processes(workers, [device] if device else None)
+
+
+def _encode(model: "Encoder", corpus: str, folder: Path, *, overwrite: bool = False, **how: Any) -> "VectorStore":
+    from indexes.partial import unfinished
     from retrieval.documents import read_documents
 
     refuse_existing(folder, overwrite=True, inputs=[corpus])
+    documents = read_documents(corpus)
+    begun = unfinished(folder)
+    if begun and begun["documents"]:
+        note(f"going on: {begun['documents']:,} documents are in {begun['partial']} already")
 
     def encode(overwrite: bool) -> "VectorStore":
         with progress(f"Encoding {corpus}", "documents") as report:
             return model.encode_corpus(
-                read_documents(corpus),
-                folder,
-                source=_source(corpus),
-                shard_rows=shard_rows,
-                overwrite=overwrite,
-                on_progress=report,
+                documents, folder, source=_source(corpus), overwrite=overwrite, on_progress=report, **how
             )
 
     if overwrite and folder.exists():
         with contextlib.suppress(InputError):
             return encode(overwrite=False)  # finished by this encoder from this corpus: nothing to replace
     store = encode(overwrite)
-    if model.truncated:
+    if store.truncated:
         length = model.settings.max_length
         note(
-            f"notice: {model.truncated:,} documents are longer than {length} tokens; their vectors read the first "
-            f"{length} only (BM25 reads all): split long texts"
+            f"notice: {store.truncated:,} documents are longer than {length} tokens; their vectors read the first "
+            f"{length} only (BM25 reads all): encode --long-documents passages, mean or late reads everything"
         )
     return store
 
@@ -206,7 +264,7 @@ def _is_kind(folder: Path, kind: str) -> bool:
 
 def _source(corpus: str) -> str:
     """What a vectors folder remembers of its corpus: absolute, so that it is found from any working directory."""
-    return corpus if corpus.startswith("python-docs") else str(Path(corpus).resolve())
+    return corpus if corpus.startswith(("python-docs", "hf:")) else str(Path(corpus).resolve())
 
 
 def _write_json(path: Path | None, value: Any) -> None:

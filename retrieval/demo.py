@@ -107,7 +107,7 @@ def _open(output: Path, options: dict[str, Any], *, overwrite: bool) -> str:
         )
     else:
         shutil.rmtree(output)
-    from retrieval.encoder import bfloat16_is_faster
+    from retrieval.devices import bfloat16_is_faster
 
     precision = "bfloat16" if bfloat16_is_faster() else "float32"
     write_json(marker, {"options": options, "precision": precision})

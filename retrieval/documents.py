@@ -1,16 +1,24 @@
-"""Documents and their one reader: BEIR folders, JSON lines, folders of texts, documentation of Python packages."""
+"""Documents: what one is, how records become documents, and the check that every id is met once."""
 
-import gzip
 import hashlib
 import json
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from indexes.errors import InputError
 
-TEXT_SUFFIXES = (".txt", ".md", ".markdown", ".rst")
+if TYPE_CHECKING:
+    from retrieval.corpora import Corpus
+
+ID_FIELDS = ("_id", "id", "docid", "doc_id")
+TEXT_FIELDS = ("text", "contents")
+TITLE_FIELDS = ("title",)
+
+_BLOCK = 1024
+_BLOCK_CHARACTERS = 1 << 22
 
 
 class Document(NamedTuple):
@@ -26,48 +34,180 @@ class Document(NamedTuple):
         return f"{self.title} {self.text}".strip()
 
 
-def read_documents(source: str | Path) -> Iterator[Document]:
-    """Read a corpus lazily.
+def read_documents(source: "str | Path | Corpus | Iterable[Any]") -> "Corpus":
+    """Open a corpus, to be read lazily and as often as it is iterated over; it is never in memory as a whole.
+
+    Records, of whatever format, hold an id (`_id`, `id`, `docid` or `doc_id`), a text (`text` or `contents`) and
+    optionally a `title`; other fields are passed over.
 
     Args:
-        source: A BEIR folder (with `corpus.jsonl` or `corpus.jsonl.gz`); a `.jsonl` or `.jsonl.gz` file whose lines
-            hold `_id` or `id`, `text` and optionally `title`; a folder of .txt, .md, .markdown or .rst files
-            (id: the path inside the folder); or `python-docs[:PACKAGE,…]`, the documentation of the installed
-            Python packages.
+        source: One of
 
-    Yields:
-        Documents in a deterministic order.
+            - a BEIR folder: `corpus.jsonl`, plain, `.gz` or `.zst`;
+            - a file of JSON lines (`.jsonl`, `.ndjson` or `.json-lines`, plain, `.gz` or `.zst`), of Parquet
+              (`.parquet`) or of Arrow (`.arrow` or `.feather`, IPC file or IPC stream);
+            - a folder of such files of one kind, read in the order of their paths, or one that
+              `datasets.Dataset.save_to_disk` wrote;
+            - a folder of .txt, .md, .markdown or .rst files (id: the path inside the folder);
+            - `hf:PATH_OR_NAME[:CONFIG][@SPLIT]`: what `datasets.load_dataset` streams, from the Hub or from a folder;
+              the split is the only one there is, or else `train`;
+            - `python-docs[:PACKAGE,…]`: the documentation of the installed Python packages;
+            - a `datasets.Dataset` or `IterableDataset`;
+            - any Python iterable of what `as_documents` takes; an iterator can be read only once.
+
+    Returns:
+        The corpus; its documents come in a deterministic order, and `refuse_repeats` has checked them.
 
     Raises:
-        InputError: The source is missing or empty, a line is malformed (file, line number, what was found, what was
-            expected), or an id occurs twice.
+        InputError: The source is missing or of no known kind. While it is read: it is empty, a record is malformed
+            (file, line from 1 or row from 0, what was found, what was expected), or an id occurs twice.
     """
-    if str(source).partition(":")[0] == "python-docs":
-        from retrieval.python_docs import read_python_docs
+    from retrieval import corpora
 
-        documents: Iterable[Document] = (item.document for item in read_python_docs(str(source)))
-    else:
-        documents = _read_path(Path(source))
-    return refuse_repeats(documents, str(source))
+    if isinstance(source, corpora.Corpus):
+        return source
+    return corpora.named_corpus(str(source)) if isinstance(source, str | Path) else corpora.python_corpus(source)
+
+
+def as_documents(items: Iterable[Any], what: str) -> Iterator[Document]:
+    """Turn Python values into documents, one after the other; each kind of value has one meaning.
+
+    Args:
+        items: `Document`s; mappings with the fields of a record; tuples (id, text) or (id, text, title); or texts
+            alone, whose ids are then their positions, from 0. Texts alone do not mix with the others.
+        what: What to call the items in a message.
+
+    Raises:
+        InputError: An item is none of these (its position and type are named), or lacks a field.
+    """
+    texts_alone = None
+    for position, item in enumerate(items):
+        place = f"{what}, item {position}"
+        if texts_alone is None:
+            texts_alone = isinstance(item, str)
+        if isinstance(item, str) != texts_alone:
+            raise InputError(
+                f"{place}: found a {type(item).__name__} after {'texts alone' if texts_alone else 'items with ids'}; "
+                "expected texts alone (their ids are their positions) or none of them"
+            )
+        yield as_document(_record(item, position, place), place)
+
+
+def as_document(record: Mapping[str, Any], place: str) -> Document:
+    """Turn a record (a JSON object, a row of a table) into a document.
+
+    Raises:
+        InputError: It lacks an id or a text, or one of its fields is not text.
+    """
+    return Document(
+        id=text_field(record, ID_FIELDS, place),
+        text=text_field(record, TEXT_FIELDS, place),
+        title=text_field(record, TITLE_FIELDS, place, default=""),
+    )
+
+
+def _record(item: Any, position: int, place: str) -> Mapping[str, Any]:
+    if isinstance(item, Mapping):
+        return item
+    if isinstance(item, str):
+        return {"id": position, "text": item}
+    if isinstance(item, Document):
+        return item._asdict()
+    if type(item) is tuple and len(item) in (2, 3):
+        return dict(zip(Document._fields, item, strict=False))
+    size = f" of {len(item)}" if isinstance(item, tuple) else ""
+    raise InputError(
+        f"{place}: found a {type(item).__name__}{size}; "
+        "expected a Document, a mapping with id and text, a tuple (id, text) or (id, text, title), or a text"
+    )
 
 
 def refuse_repeats(documents: Iterable[Document], source: str = "the corpus") -> Iterator[Document]:
     """Pass documents on, refusing ids that occur twice or hold white space, and a corpus without documents.
 
     Run files are columns separated by white space, so an id with a space in it could never be evaluated.
+
+    Documents are read ahead in blocks (of 1 at first, later of up to 1,024 or some 4 million characters) and checked
+    together. Those before a bad one, or before an error of the source, still come out first. Of an id only a 16-byte
+    digest is kept.
     """
-    seen: set[str] = set()
-    for document in documents:
-        if not isinstance(document, Document):
-            raise InputError(f"{source}: found a {type(document).__name__}; expected Document(id, text)")
-        if document.id in seen:
-            raise InputError(f"{source}: id {document.id!r} occurs twice; every document needs an id of its own")
-        if not document.id or any(character.isspace() for character in document.id):
-            raise InputError(f"{source}: id {document.id!r} is empty or holds white space; ids are single words")
-        seen.add(document.id)
-        yield document
-    if not seen:
+    seen, stream, size, found = _Digests(), iter(documents), 1, False
+    while True:
+        block, error = _read_block(stream, size, source)
+        repeat = seen.add([document.id for document in block])
+        yield from block[:repeat]
+        if repeat is not None:
+            raise InputError(f"{source}: id {block[repeat].id!r} occurs twice; every document needs an id of its own")
+        if error is not None:
+            raise error
+        if not block:
+            break
+        size, found = min(2 * size, _BLOCK), True
+    if not found:
         raise InputError(f"{source}: no documents found; expected at least one")
+
+
+def _read_block(stream: Iterator[Document], size: int, source: str) -> tuple[list[Document], Exception | None]:
+    """The next documents, and the error that came instead of one more."""
+    block: list[Document] = []
+    characters = 0
+    try:
+        for document in stream:
+            if not isinstance(document, Document):
+                raise InputError(f"{source}: found a {type(document).__name__}; expected Document(id, text)")
+            if document.id.split() != [document.id]:
+                raise InputError(f"{source}: id {document.id!r} is empty or holds white space; ids are single words")
+            block.append(document)
+            characters += len(document.text)
+            if len(block) == size or characters > _BLOCK_CHARACTERS:
+                break
+    except Exception as error:
+        return block, error
+    return block, None
+
+
+class _Digests:
+    """Which ids have occurred, in 16 bytes each (BLAKE2b; two ids share a digest with a chance of 2^-128).
+
+    The digests lie in sorted runs, each more than four times as long as the next, as in a log-structured merge tree
+    (O'Neil et al., 1996). A run grows in its place, so that a merge takes the shorter run's memory once more, no more.
+    """
+
+    def __init__(self) -> None:
+        self._runs: list[np.ndarray] = []
+
+    def add(self, ids: list[str]) -> int | None:
+        """Add ids; if one occurred before, add none and return the position of the first that did."""
+        if not ids:
+            return None
+        digests = [hashlib.blake2b(one.encode("utf-8", "surrogatepass"), digest_size=16).digest() for one in ids]
+        new = np.sort(np.frombuffer(b"".join(digests), dtype="S16"))
+        if (new[1:] == new[:-1]).any() or self._known(new).any():
+            return self._first_repeat(digests)
+        self._runs.append(new)
+        while len(self._runs) > 1 and 4 * len(self._runs[-1]) >= len(self._runs[-2]):
+            last = self._runs.pop()
+            run = self._runs[-1]
+            run.resize(len(run) + len(last), refcheck=False)
+            run[-len(last) :] = last
+            run.sort(kind="stable")  # timsort: one merge of the two sorted parts
+        return None
+
+    def _known(self, digests: np.ndarray) -> np.ndarray:
+        known = np.zeros(len(digests), dtype=bool)
+        for run in self._runs:
+            place = np.minimum(run.searchsorted(digests), len(run) - 1)
+            known |= run[place] == digests
+        return known
+
+    def _first_repeat(self, digests: list[bytes]) -> int:
+        known = self._known(np.array(digests, dtype="S16"))
+        before: set[bytes] = set()
+        for position, digest in enumerate(digests):
+            if known[position] or digest in before:
+                break
+            before.add(digest)
+        return position
 
 
 def corpus_fingerprint(documents: Iterable[Document]) -> str:
@@ -83,40 +223,7 @@ def document_bytes(document: Document) -> bytes:
     return json.dumps(document, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Read JSON lines (plain or gzip) as (line number, object); blank lines are passed over.
-
-    Raises:
-        InputError: A line is not a JSON object, or the file is not readable as UTF-8 text.
-    """
-    for number, line in text_lines(path, "JSON lines"):
-        yield number, _parse(line, f"{path}, line {number}")
-
-
-def text_lines(path: Path, expected: str) -> Iterator[tuple[int, str]]:
-    """Read a text file (plain or gzip) as (line number, line); blank lines are passed over.
-
-    Args:
-        path: The file; gzip if its name ends with `.gz`.
-        expected: What it should hold, for the message.
-
-    Raises:
-        InputError: It is missing, or not readable as UTF-8 text.
-    """
-    opener = gzip.open if path.suffix == ".gz" else open
-    number = 0
-    try:
-        with opener(path, "rt", encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield number, line
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; expected {expected}") from None
-    except (UnicodeDecodeError, EOFError, zlib.error, gzip.BadGzipFile, IsADirectoryError) as error:
-        raise InputError(f"{path}, after line {number}: not readable as text ({error}); expected {expected}") from None
-
-
-def text_field(record: dict[str, Any], names: tuple[str, ...], place: str, default: str | None = None) -> str:
+def text_field(record: Mapping[str, Any], names: tuple[str, ...], place: str, default: str | None = None) -> str:
     """Take the first of several fields as text; numbers become text, null counts as absent.
 
     Raises:
@@ -148,51 +255,3 @@ def whole_text(text: str, what: str) -> str:
     except UnicodeEncodeError as error:
         raise InputError(f"{what} holds half a character (\\u{ord(text[error.start]):04x}); expected Unicode") from None
     return text
-
-
-def _parse(line: str, place: str) -> dict[str, Any]:
-    expected = "expected one JSON object a line"
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        found = line.strip()
-        raise InputError(f"{place}: not JSON ({error.msg}): {found[:60]!r}; {expected}") from None
-    if not isinstance(record, dict):
-        raise InputError(f"{place}: found a {type(record).__name__}; {expected}")
-    return record
-
-
-def _read_path(path: Path) -> Iterator[Document]:
-    if path.is_dir():
-        beir = next((path / name for name in ("corpus.jsonl", "corpus.jsonl.gz") if (path / name).is_file()), None)
-        return _read_jsonl(beir) if beir else _read_texts(path)
-    if not path.exists():
-        raise InputError(f"{path}: no such file or folder; expected a corpus (JSON lines, a folder, python-docs)")
-    if path.name.endswith((".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")):
-        return _read_jsonl(path)
-    raise InputError(f"{path}: unknown kind of corpus; expected .jsonl, .jsonl.gz, a folder or python-docs")
-
-
-def _read_jsonl(path: Path) -> Iterator[Document]:
-    for number, record in read_lines(path):
-        place = f"{path}, line {number}"
-        yield Document(
-            id=text_field(record, ("_id", "id"), place),
-            text=text_field(record, ("text",), place),
-            title=text_field(record, ("title",), place, default=""),
-        )
-
-
-def _read_texts(folder: Path) -> Iterator[Document]:
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in TEXT_SUFFIXES and path.is_file())
-    if not paths:
-        raise InputError(
-            f"{folder}: no corpus.jsonl and no {', '.join(TEXT_SUFFIXES)} files; expected one or the other"
-        )
-    for path in paths:
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path}: not UTF-8 text (byte {error.start}); expected UTF-8") from None
-        identifier = whole_text(path.relative_to(folder).as_posix(), f"{folder}: the name of a file")
-        yield Document(id="_".join(identifier.split()), text=text.strip())

@@ -2,77 +2,95 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
+import itertools
 import json
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from indexes.errors import InputError
 from indexes.manifest import fingerprint
+from retrieval.batches import Backend, ahead, token_batches
+from retrieval.devices import best_device, check_device
 from retrieval.model_folder import PACKAGED, ModelFolder, read_model_folder, resolve
+from retrieval.passages import LongDocuments
+from retrieval.tokenizing import TextTokenizer, Tokenized
 
 if TYPE_CHECKING:
     from indexes.vectors import VectorStore
     from retrieval.console import OnProgress
     from retrieval.documents import Document
+    from retrieval.torch_backend import EmbeddingModule
 
-_TOKENS_IN_A_BATCH = {"cpu": 2048, "other": 32_768}
-"""On a CPU a batch should stay in the cache: 2,048 tokens encode a quarter faster than 8,192 (benchmarks/LOG.md)."""
+DTYPES = ("float32", "bfloat16", "float16", "int8")
+BACKENDS = ("torch", "openvino", "auto")
+TOLERANCE = 1e-5
+"""Of float32: how far, 1 - cosine, its vectors differ between backends and devices at most."""
+_WINDOW = 2048
+"""Texts that are sorted by length together."""
+
+
+class Encoded(NamedTuple):
+    """Vectors of documents."""
+
+    vectors: NDArray[np.float32]
+    """(rows, d)"""
+    passages: NDArray[np.int64] | None
+    """(rows, 3) document, begin and end in its content, for each row; None: one row a document, in their order."""
+    truncated: int
+    """How many documents were cut."""
 
 
 class Encoder:
     """Turns queries and documents into vectors of unit length (or raw ones, if the model folder says so).
 
-    Make one with `Encoder.load`. Everything that changes a vector is in `fields`, read from the model folder and
-    never guessed; `fingerprint` is the SHA-256 over it.
+    Make one with `Encoder.load`. Everything that decides what a vector means is in `fields`, read from the model
+    folder and never guessed; `fingerprint` is the SHA-256 over it. Backends and devices are not in it: at the same
+    dtype their vectors agree within the tolerance of that dtype (smallest cosine with float32 on torch: float32
+    0.99999, bfloat16 0.999, int8 0.99; benchmarks/encoding has the figures).
 
     Attributes:
         name: What it was loaded by.
         dim: d, the length of a vector.
-        fields: weights and tokenizer (as digests), pooling, prompts, max_length, normalize, dim, dtype.
+        fields: weights and tokenizer (as digests), pooling, prompts, max_length, normalize, dim, dtype; for int8 also
+            the digest of the calibration texts.
         fingerprint: SHA-256 over `fields`.
+        backend: What runs it.
         truncated: How many texts so far were longer than max_length, so that their vectors read only their beginnings.
     """
 
-    def __init__(self, name: str, settings: ModelFolder, backbone: Any, tokenizer: Any, dense: Sequence[Any]) -> None:
+    def __init__(
+        self, name: str, settings: ModelFolder, tokenizer: Any, backend: Backend, fields: Mapping[str, Any]
+    ) -> None:
         self.name = name
         self.settings = settings
-        self._backbone = backbone
-        self._tokenizer = tokenizer
-        self._dense = dense
-        self._pool = _POOLINGS[settings.pooling]
-        self.truncated = 0
-        self._pad = int(tokenizer.pad_token_id or 0)
-        dtype = str(backbone.dtype).removeprefix("torch.")
-        self.dim = int(dense[-1].out_features if dense else backbone.config.hidden_size)
-        modules = {"backbone": backbone, **{f"dense{number}": layer for number, layer in enumerate(dense)}}
-        tensors = {f"{part}.{name}": value for part, one in modules.items() for name, value in one.state_dict().items()}
-        self.fields: dict[str, Any] = {
-            "weights": weights_digest(tensors),
-            "tokenizer": tokenizer_digest(tokenizer),
-            "pooling": settings.pooling,
-            "query_prompt": settings.query_prompt,
-            "document_prompt": settings.document_prompt,
-            "max_length": settings.max_length,
-            "normalize": settings.normalize,
-            "dim": self.dim,
-            "dtype": dtype,
-        }
+        self.backend = backend
+        self.tokenizer = TextTokenizer(tokenizer, settings.max_length)
+        self.fields = dict(fields)
+        self.dim: int = self.fields["dim"]
         self.fingerprint = fingerprint(self.fields)
+        self.truncated = 0
 
     @classmethod
-    def load(
+    def load(  # noqa: PLR0913 - one keyword for each thing that a model folder may say otherwise
         cls,
         name: str = PACKAGED,
         *,
         pooling: str | None = None,
         max_length: int | None = None,
-        dtype: str = "float32",
+        dtype: str | None = None,
+        normalize: bool | None = None,
+        dim: int | None = None,
+        query_prompt: str | None = None,
+        document_prompt: str | None = None,
+        backend: str = "torch",
+        tolerance: float = TOLERANCE,
+        device: str | None = None,
     ) -> "Encoder":
         """Load an encoder.
 
@@ -81,38 +99,72 @@ class Encoder:
                 `all-MiniLM-L6-v2`, which the extra `embedded` carries (no network needed).
             pooling: `cls`, `mean`, `max` or `lasttoken`: needed where the folder records none, refused where it does.
             max_length: Cut texts at fewer tokens than the model's own length; encoding takes that much less time.
-            dtype: float32, bfloat16 or float16; part of the fingerprint, since it changes the vectors.
+            dtype: float32 (the default), bfloat16, float16 or int8 (backend `openvino`); part of the fingerprint,
+                since it changes the vectors.
+            normalize: Whether vectors are scaled to unit length; None: as the folder says.
+            dim: Keep only the first so many numbers of each vector, for models trained so (Matryoshka).
+            query_prompt: What goes before each query, such as "query: "; None: what the folder says.
+            document_prompt: What goes before each document; None: what the folder says.
+            backend: `torch`; `openvino`, faster on CPUs (extra `openvino`); or `auto`: the fastest backend, and dtype
+                if none is given, whose vectors stay within `tolerance`, by a short trial on this machine.
+            tolerance: For `auto`: the largest distance, 1 - cosine, from float32 on torch.
+            device: Such as cuda:1 or cpu; None: the best there is.
 
         Raises:
-            InputError: No such model, pooling unknown, or a module that this encoder cannot run.
+            InputError: No such model, pooling unknown, a module that this encoder cannot run, or a value that the
+                model, backend or machine does not have.
         """
-        import torch
-        from safetensors import SafetensorError
-        from transformers import AutoModel, AutoTokenizer
+        if backend == "auto":
+            from retrieval.trial import fastest
 
-        if dtype not in ("float32", "bfloat16", "float16"):
-            raise InputError(f"dtype is {dtype!r}; expected float32, bfloat16 or float16")
+            load = functools.partial(
+                cls.load,
+                name,
+                pooling=pooling,
+                max_length=max_length,
+                normalize=normalize,
+                dim=dim,
+                query_prompt=query_prompt,
+                document_prompt=document_prompt,
+                device=device,
+            )
+            backend, dtype = fastest(load, dtype, tolerance)
+        dtype = dtype or "float32"
         settings = read_model_folder(resolve(name), pooling=pooling)
-        if max_length is not None:
-            if not 3 <= max_length <= settings.max_length:
-                raise InputError(f"max_length is {max_length}; expected 3 to {settings.max_length}, the model's own")
-            settings = dataclasses.replace(settings, max_length=max_length)
-        try:
-            with quiet():
-                options = {"dtype": getattr(torch, dtype), "output_loading_info": True}
-                backbone, report = AutoModel.from_pretrained(settings.backbone, **options)
-                tokenizer = AutoTokenizer.from_pretrained(settings.backbone)
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
-            raise InputError(f"{name} cannot be loaded as a model: {' '.join(str(error).split())[:200]}") from None
-        _leave_pooler_out(backbone, report["missing_keys"], name)
-        dense = [module.to(getattr(torch, dtype)) for module in settings.dense_layers()]
+        settings = _changed(settings, max_length, normalize, query_prompt, document_prompt)
+        _check_choice(dtype, backend)
+        device = check_device(device) if device else best_device()
+        module, tokenizer = _load_module(name, settings, dim, "float32" if dtype == "int8" else dtype)
+        fields = {
+            "weights": weights_digest(dict(module.state_dict())),
+            "tokenizer": tokenizer_digest(tokenizer),
+            "pooling": settings.pooling,
+            "query_prompt": settings.query_prompt,
+            "document_prompt": settings.document_prompt,
+            "max_length": settings.max_length,
+            "normalize": settings.normalize,
+            "dim": module.dim,
+            "dtype": dtype,
+        }
         name = str(Path(name).resolve()) if Path(name).is_dir() else name  # found again from any working directory
-        return cls(name, settings, backbone.eval().to(best_device()), tokenizer, [d.to(best_device()) for d in dense])
+        if backend == "torch":
+            from retrieval.torch_backend import TorchBackend
+
+            return cls(name, settings, tokenizer, TorchBackend(module, device), fields)
+        from retrieval.openvino_backend import open_backend
+
+        ready, calibration = open_backend(module, TextTokenizer(tokenizer, settings.max_length), fields)
+        return cls(name, settings, tokenizer, ready, {**fields, **calibration})
 
     @property
     def made_by(self) -> dict[str, Any]:
         """The flat record that vectors and index folders keep: `encoder` (its name), `fingerprint` and all fields."""
         return {"encoder": self.name, "fingerprint": self.fingerprint, **self.fields}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What `load` takes to make the same encoder again, in another process or at another time."""
+        return {**load_options(self.made_by), "name": self.name, "backend": self.backend.name}
 
     def encode_queries(self, texts: Sequence[str], on_progress: "OnProgress | None" = None) -> NDArray[np.float32]:
         """Encode queries, each after the query prompt, to float32 (n, d); no texts give (0, d)."""
@@ -121,107 +173,169 @@ class Encoder:
     def encode_documents(self, texts: Sequence[str], on_progress: "OnProgress | None" = None) -> NDArray[np.float32]:
         """Encode documents, each after the document prompt, to float32 (n, d); no texts give (0, d).
 
-        The text of a `Document` is its `content`: title, one space, text.
+        The text of a `Document` is its `content`: title, one space, text. Long ones are cut; `stream` and
+        `encode_corpus` offer passages, and neither needs all texts in memory.
         """
         return self._encode(self.settings.document_prompt, texts, on_progress)
 
-    def encode_corpus(
-        self,
-        documents: "Iterable[Document]",
-        folder: str | Path,
-        *,
-        source: str | None = None,
-        shard_rows: int = 2048,
-        overwrite: bool = False,
-        on_progress: "OnProgress | None" = None,
-    ) -> "VectorStore":
-        """Stream documents to a vectors folder; see `retrieval.encoding.encode_corpus`."""
+    def stream(
+        self, documents: Iterable[Any], *, long_documents: LongDocuments | None = None, window: int = _WINDOW
+    ) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
+        """Yield (ids, vectors float32 (n, d)) of documents as they come, `window` documents at a time, in order.
+
+        Reading and tokenising run ahead in a thread of their own. Nothing is written: use `encode_corpus` for what
+        must outlive the process.
+
+        Args:
+            documents: Whatever `as_documents` takes: `Document`s, mappings, (id, text) pairs, or texts.
+            long_documents: What happens to long ones; with passages, an id comes once for each of its passages.
+            window: Documents that are sorted by length together; more are faster and later.
+
+        Raises:
+            InputError: A document is malformed, or an id occurs twice.
+        """
+        from retrieval.documents import as_documents, refuse_repeats
+
+        long = long_documents or LongDocuments()
+        self.check_long_documents(long)
+        source = refuse_repeats(as_documents(documents, "documents"), "documents")
+        parts = iter(lambda: list(itertools.islice(source, window)), [])
+        for part, tokenized in ahead((part, self.tokenize(part, long)) for part in parts):
+            encoded = self.run(tokenized)
+            ids = [document.id for document in part]
+            rows = range(len(ids)) if encoded.passages is None else encoded.passages[:, 0].tolist()
+            yield [ids[row] for row in rows], encoded.vectors
+
+    def encode_corpus(self, documents: "Iterable[Document]", folder: str | Path, **options: Any) -> "VectorStore":
+        """Stream documents to a vectors folder; options as those of `retrieval.encoding.encode_corpus`."""
         from retrieval.encoding import encode_corpus
 
-        return encode_corpus(
-            self,
-            documents,
-            Path(folder),
-            source=source,
-            shard_rows=shard_rows,
-            overwrite=overwrite,
-            on_progress=on_progress,
-        )
+        return encode_corpus(self, documents, Path(folder), **options)
+
+    def check_long_documents(self, long: LongDocuments) -> None:
+        """Refuse a strategy for long documents that this encoder cannot follow.
+
+        Raises:
+            InputError: Late chunking without mean pooling or without torch, or passages that do not fit.
+        """
+        if long.strategy == "late" and self.settings.pooling != "mean":
+            raise InputError(f"late chunking needs mean pooling; {self.name} pools by {self.settings.pooling}")
+        if long.strategy == "late" and self.backend.name != "torch":
+            raise InputError(f"late chunking needs the backend torch, not {self.backend.name}")
+        self.tokenizer.read([""], self.settings.document_prompt, long)
+
+    def tokenize(self, documents: "Sequence[Document]", long: LongDocuments) -> Tokenized:
+        """Tokens of documents, ready for `run`; safe in another thread than it."""
+        return self.tokenizer.read([document.content for document in documents], self.settings.document_prompt, long)
+
+    def run(self, tokenized: Tokenized, on_progress: "OnProgress | None" = None) -> Encoded:
+        """Vectors of tokenised documents."""
+        from retrieval.late import mean_of_passages, pool_chunks
+
+        self.truncated += tokenized.truncated
+        budget = self.backend.tokens_in_a_batch
+        batches = token_batches(tokenized.tokens, budget, self.tokenizer.pad)
+        if tokenized.chunks is not None:
+            vectors = pool_chunks(self.backend, batches, tokenized.chunks, self.dim, on_progress)
+        else:
+            vectors = self._vectors(batches, len(tokenized.tokens), on_progress)
+        if tokenized.mean_over is not None:
+            vectors = mean_of_passages(vectors, tokenized.mean_over, normalize=self.settings.normalize)
+        return Encoded(vectors, tokenized.passages, tokenized.truncated)
 
     def _encode(self, prompt: str, texts: Sequence[str], on_progress: "OnProgress | None") -> NDArray[np.float32]:
-        """Encode in batches of similar length: padding is waste, and a batch holds a fixed number of tokens."""
         if isinstance(texts, str):
             raise InputError("found one text; expected a list of texts")
         out = np.empty((len(texts), self.dim), dtype=np.float32)
-        if not len(texts):
+        if len(texts) == 1:
+            alone = self.tokenizer.truncate(texts, prompt)
+            self.truncated += alone.truncated
+            out[:] = self.backend.run_one(next(token_batches(alone.tokens, 1, self.tokenizer.pad)))
             return out
-        texts = [prompt + text for text in texts]
-        encoded = self._tokenizer(texts, truncation=True, max_length=self.settings.max_length)
-        self.truncated += sum(bool(one.overflowing) for one in encoded.encodings or ())
-        tokens = encoded["input_ids"]
-        order = np.argsort([-len(ids) for ids in tokens], kind="stable")
-        budget = _TOKENS_IN_A_BATCH["cpu" if self._backbone.device.type == "cpu" else "other"]
-        done = 0
-        while done < len(order):
-            rows = order[done : done + max(1, budget // len(tokens[order[done]]))]
-            out[rows] = self._forward([tokens[row] for row in rows])
-            done += len(rows)
-            if on_progress:
-                on_progress(done, len(order))
+        starts = range(0, len(texts), _WINDOW)
+        tokenized = (self.tokenizer.truncate(texts[start : start + _WINDOW], prompt) for start in starts)
+        # One window, such as one query, is not worth a thread.
+        for start, part in zip(starts, ahead(tokenized) if len(starts) > 1 else tokenized, strict=True):
+            report = _shifted(on_progress, start, len(texts))
+            out[start : start + _WINDOW] = self.run(part, report).vectors
         return out
 
-    def _forward(self, tokens: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        import torch
-
-        width = max(map(len, tokens))
-        ids = torch.tensor([[*line, *[self._pad] * (width - len(line))] for line in tokens])  # (b, t)
-        mask = torch.tensor([[1] * len(line) + [0] * (width - len(line)) for line in tokens])  # (b, t)
-        device = self._backbone.device
-        with torch.inference_mode():
-            hidden = self._backbone(input_ids=ids.to(device), attention_mask=mask.to(device)).last_hidden_state
-            vectors = self._pool(hidden, mask.to(device))  # (b, t, d) -> (b, d)
-            for layer in self._dense:
-                vectors = layer(vectors)
-            if self.settings.normalize:
-                vectors = torch.nn.functional.normalize(vectors, dim=-1)
-        return vectors.float().cpu().numpy()
+    def _vectors(self, batches: Iterable[Any], count: int, on_progress: "OnProgress | None") -> NDArray[np.float32]:
+        out = np.empty((count, self.dim), dtype=np.float32)
+        done = 0
+        for rows, vectors in self.backend.run(batches):
+            out[rows] = vectors
+            done += len(rows)
+            if on_progress:
+                on_progress(done, count)
+        return out
 
 
-def pool_cls(hidden: Any, mask: Any) -> Any:
-    """The first token's vector: (b, t, d), (b, t) -> (b, d)."""
-    return hidden[:, 0]
+def load_options(made_by: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords of `Encoder.load` that make a recorded encoder again."""
+    names = ("pooling", "max_length", "dtype", "normalize", "dim", "query_prompt", "document_prompt")
+    backend = {"backend": "openvino"} if made_by.get("dtype") == "int8" else {}  # no other computes in int8
+    return {**{name: made_by[name] for name in names if name in made_by}, **backend}
 
 
-def pool_mean(hidden: Any, mask: Any) -> Any:
-    """The mean over real tokens: (b, t, d), (b, t) -> (b, d)."""
-    weights = mask.unsqueeze(-1).to(hidden.dtype)  # (b, t, 1)
-    return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
+def _shifted(on_progress: "OnProgress | None", done: int, total: int) -> "OnProgress | None":
+    return (lambda within, _: on_progress(done + within, total)) if on_progress else None
 
 
-def pool_max(hidden: Any, mask: Any) -> Any:
-    """The largest value over real tokens: (b, t, d), (b, t) -> (b, d)."""
-    return hidden.masked_fill(mask.unsqueeze(-1) == 0, -float("inf")).max(1).values
+def _changed(
+    settings: ModelFolder,
+    max_length: int | None,
+    normalize: bool | None,
+    query_prompt: str | None,
+    document_prompt: str | None,
+) -> ModelFolder:
+    """A model folder's settings with what the user asked for instead."""
+    if max_length is not None and not 3 <= max_length <= settings.max_length:
+        raise InputError(f"max_length is {max_length}; expected 3 to {settings.max_length}, the model's own")
+    asked: dict[str, Any] = {
+        "max_length": max_length,
+        "normalize": normalize,
+        "query_prompt": query_prompt,
+        "document_prompt": document_prompt,
+    }
+    return dataclasses.replace(settings, **{name: value for name, value in asked.items() if value is not None})
 
 
-def pool_last(hidden: Any, mask: Any) -> Any:
-    """The last real token's vector: (b, t, d), (b, t) -> (b, d)."""
-    last = mask.shape[1] - 1 - mask.flip(1).argmax(1)  # (b,)
-    return hidden[range(len(hidden)), last]
+def _check_choice(dtype: str, backend: str) -> None:
+    if dtype not in DTYPES:
+        raise InputError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
+    if backend not in BACKENDS:
+        raise InputError(f"backend is {backend!r}; expected one of {', '.join(BACKENDS)}")
+    if dtype == "int8" and backend == "torch":
+        raise InputError(
+            "dtype int8 needs backend openvino (pip install 'retrokit[openvino]'); torch has no such model"
+        )
+    if dtype == "float16" and backend == "openvino":
+        raise InputError("backend openvino computes in float32, bfloat16 or int8; dtype is float16")
 
 
-_POOLINGS: dict[str, Callable[[Any, Any], Any]] = {
-    "cls": pool_cls,
-    "mean": pool_mean,
-    "max": pool_max,
-    "lasttoken": pool_last,
-}
-
-
-def best_device() -> str:
-    """The fastest device torch can see: cuda, mps or cpu."""
+def _load_module(name: str, settings: ModelFolder, dim: int | None, dtype: str) -> "tuple[EmbeddingModule, Any]":
+    """Load the transformer and what follows it, and its tokenizer."""
     import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModel, AutoTokenizer
 
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    from retrieval.torch_backend import EmbeddingModule
+
+    try:
+        with quiet():
+            options = {"dtype": getattr(torch, dtype), "output_loading_info": True}
+            backbone, report = AutoModel.from_pretrained(settings.backbone, **options)
+            tokenizer = AutoTokenizer.from_pretrained(settings.backbone)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise InputError(f"{name} cannot be loaded as a model: {' '.join(str(error).split())[:200]}") from None
+    _leave_pooler_out(backbone, report["missing_keys"], name)
+    dense = settings.dense_layers()
+    own = int(dense[-1].out_features if dense else backbone.config.hidden_size)
+    if dim is not None and not 1 <= dim <= own:
+        raise InputError(f"dim is {dim}; expected 1 to {own}, the model's own")
+    module = EmbeddingModule(backbone, settings.pooling, dense, dim=dim or own, normalize=settings.normalize)
+    return module.eval().requires_grad_(False), tokenizer
 
 
 def _leave_pooler_out(backbone: Any, missing: Iterable[str], name: str) -> None:
@@ -235,22 +349,6 @@ def _leave_pooler_out(backbone: Any, missing: Iterable[str], name: str) -> None:
     lacking = sorted(key for key in missing if not key.startswith("pooler."))
     if lacking:
         raise InputError(f"{name} lacks {len(lacking)} weights, such as {lacking[0]}; it is not a whole model")
-
-
-def bfloat16_is_faster() -> bool:
-    """Whether this processor multiplies bfloat16 matrices clearly faster than float32 ones, by trying both."""
-    import torch
-
-    def seconds(dtype: Any) -> float:
-        matrix = torch.ones(1024, 1024, dtype=dtype)
-        times = []
-        for _ in range(4):
-            start = time.perf_counter()
-            matrix @ matrix
-            times.append(time.perf_counter() - start)
-        return min(times)
-
-    return best_device() == "cpu" and seconds(torch.bfloat16) < 0.75 * seconds(torch.float32)
 
 
 @contextlib.contextmanager

@@ -30,6 +30,10 @@ def search_z_scores(
 ) -> Hits:
     """Rank by z(dense) + weight · z(BM25), mean and deviation of each taken over all documents of the index.
 
+    Where the index holds passages, dense mean and deviation are those of all passages' scores, while a document's
+    score is its best passage's: most documents then lie above the mean. For one query that is still one and the same
+    increasing affine map of every document's score, so that the ranking is as well defined.
+
     Exact over an exact index: no document can be missed. Candidates are the best of both rankings to some depth;
     whatever lies below has at most the last candidates' scores, and if that bound does not fall below the k-th fused
     score, the depth grows (Fagin's threshold algorithm). Over an approximate index the dense bound is what it found.
@@ -62,7 +66,7 @@ def search_z_scores(
                 weight,
             )
             found.rows[query], found.scores[query] = one.rows[0], one.scores[0]
-            if not certain and depth < len(index):
+            if not certain:
                 again.append(query)
         open_queries = np.asarray(again, dtype=np.int64)
         depth = min(len(index), 4 * depth)
@@ -97,17 +101,23 @@ def _fuse_one(
     k: int,
     weight: float,
 ) -> tuple[Hits, bool]:
-    """Fuse one query's candidates; and say whether no document outside them can belong to the k best."""
+    """Fuse one query's candidates; and say whether no document outside them can belong to the k best.
+
+    A document outside has at most the dense score of the last dense candidate and the BM25 score of the last lexical
+    one. If their fused score equals the k-th best, such a document could still come before it by its row.
+    """
     depth = len(dense.rows)
     best_lexical = np.argpartition(-lexical, depth - 1)[:depth]
     rows = np.union1d(dense.rows[dense.rows >= 0], best_lexical)
     mean, deviation = float(lexical.mean()), float(lexical.std())
-    dense_z = z_score(index.dense.scores(query[None], rows[None])[0].astype(np.float64), *moments)
+    dense_z = z_score(index.scores(query[None], rows[None])[0].astype(np.float64), *moments)
     fused = dense_z + weight * z_score(lexical[rows], mean, deviation)
     best = top(fused, k, rows)
+    if depth == len(index):
+        return best, True
     last_dense = z_score(np.asarray([dense.scores[-1]], dtype=np.float64), *moments)[0]
     last_lexical = z_score(np.asarray([lexical[best_lexical].min()]), mean, deviation)[0]
-    return best, bool(best.scores[0, -1] >= last_dense + weight * last_lexical)
+    return best, bool(np.partition(fused, -k)[-k] > last_dense + weight * last_lexical)
 
 
 def _lexical_scores(index: Index, terms: Sequence[str]) -> NDArray[np.float64]:

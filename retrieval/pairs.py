@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from indexes.errors import InputError
-from retrieval.documents import Document, read_lines, text_field
+from retrieval.documents import Document, text_field
+from retrieval.lines import read_lines
 
 
 class Pair(NamedTuple):

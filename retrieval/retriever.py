@@ -1,9 +1,13 @@
 """Text to hits: an index folder opened together with the encoder that made it."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from indexes.errors import InputError
 from indexes.hits import Hits
@@ -11,7 +15,7 @@ from indexes.index import Entry, Index
 from indexes.vectors import VectorStore
 from retrieval.analyzer import Analyzer
 from retrieval.documents import Document, document_bytes
-from retrieval.encoder import Encoder
+from retrieval.encoder import Encoder, load_options
 from retrieval.fusion import WEIGHT, search_reciprocal_ranks, search_z_scores
 
 MODES = ("lexical", "dense", "hybrid")
@@ -28,7 +32,18 @@ class Hit(NamedTuple):
     row: int
     """Its row in the index."""
     text: str | None = None
-    """None if the index keeps no texts, or they were not asked for."""
+    """The whole document's; None if the index keeps no texts, or they were not asked for."""
+    passage: tuple[int, int] | None = None
+    """Where in the text the passage begins and ends that answers best, in characters; None if the index holds whole
+    documents, in lexical mode, or if texts were not asked for."""
+
+    @property
+    def shown(self) -> str | None:
+        """What to show of the document: its best passage if there is one, else its text."""
+        if self.text is None or self.passage is None:
+            return self.text
+        begin, end = self.passage
+        return self.text[begin:end]
 
 
 def build_index(
@@ -58,22 +73,31 @@ def build_index(
     analyzer = Analyzer(language)
     entries = (
         Entry(document.id, analyzer.terms(document.content), document.content)
-        for document in _same_corpus(documents, vectors.corpus["fingerprint"], vectors.folder)
+        for document in same_corpus(documents, vectors.corpus, vectors.folder)
     )
     return Index.build(vectors, factory, folder, entries=entries, analyzer=language, overwrite=overwrite)
 
 
-def _same_corpus(documents: Iterable[Document], expected: str | None, folder: Path) -> Iterator[Document]:
-    """Pass documents on, and refuse them at the end if the vectors were made of others (same ids, other texts)."""
-    digest = hashlib.sha256()
-    for document in documents:
-        digest.update(document_bytes(document))
-        yield document
-    if expected is not None and digest.hexdigest() != expected:
-        raise InputError(
-            f"{folder} was made of other texts ({expected[:12]} ≠ {digest.hexdigest()[:12]}), the corpus changed: "
-            "encode it again"
-        )
+def same_corpus(documents: Iterable[Document], corpus: Mapping[str, Any], folder: Path) -> Iterator[Document]:
+    """Pass documents on, and refuse them at the end if the vectors were made of others (same ids, other texts).
+
+    Where the vectors were merged from several corpora, each part is refused at its end, by its own fingerprint.
+    """
+    stream = iter(documents)
+    parts = corpus.get("parts")
+    for part in parts or [{**corpus, "documents": None}]:
+        digest = hashlib.sha256()
+        for document in itertools.islice(stream, part["documents"]):
+            digest.update(document_bytes(document))
+            yield document
+        expected, found = part["fingerprint"], digest.hexdigest()
+        if expected is not None and found != expected:
+            where = f" in the part from {part['source']}" if parts else ""
+            raise InputError(
+                f"{folder} was made of other texts ({expected[:12]} ≠ {found[:12]}{where}), the corpus changed: "
+                "encode it again"
+            )
+    yield from stream
 
 
 class Retriever:
@@ -118,9 +142,8 @@ class Retriever:
                 raise InputError(
                     f"{folder} does not name its encoder (its vectors were made elsewhere); pass --encoder"
                 )
-            recorded = {key: index.made_by[key] for key in ("pooling", "max_length", "dtype") if key in index.made_by}
             try:
-                encoder = Encoder.load(name, **recorded)
+                encoder = Encoder.load(name, **load_options(index.made_by))
             except InputError:
                 # It cannot be the same encoder: load it as it is, so that both can be named side by side.
                 encoder = Encoder.load(name)
@@ -132,10 +155,17 @@ class Retriever:
         return MODES if self.index.lexical else ("dense",)
 
     def search(self, text: str, k: int = 10, *, mode: str | None = None) -> list[Hit]:
-        """Find the k best documents for one query, best first, with their texts; see `search_many`."""
+        """Find the k best documents for one query, best first, with their texts and passages; see `search_many`."""
         if not text.strip():
             raise InputError("the query is empty; expected words")
-        return [hit._replace(text=self.index.text(hit.row)) for hit in self.search_many([text], k, mode=mode)[0]]
+        hits, vectors = self._search([text], k, mode)
+        return [
+            hit._replace(
+                text=self.index.text(hit.row),
+                passage=None if vectors is None else self.index.passage(vectors[0], hit.row),
+            )
+            for hit in hits[0]
+        ]
 
     def search_many(self, texts: Sequence[str], k: int = 10, *, mode: str | None = None) -> list[list[Hit]]:
         """Find the k best documents for each query, best first, without their texts.
@@ -149,27 +179,35 @@ class Retriever:
         Raises:
             InputError: k < 1, or a mode this index does not have.
         """
+        return self._search(texts, k, mode)[0]
+
+    def _search(
+        self, texts: Sequence[str], k: int, mode: str | None
+    ) -> tuple[list[list[Hit]], NDArray[np.float32] | None]:
+        """The hits, and the queries' vectors (q, d) where the mode needs them."""
+        mode = mode or self.modes[-1]
         if k < 1:
             raise InputError(f"k is {k}; expected at least 1")
-        if not len(texts):
-            return []
-        hits = self._hits(texts, min(k, len(self.index)), mode or self.modes[-1])
-        return [
-            self._named(rows.tolist(), scores.tolist()) for rows, scores in zip(hits.rows, hits.scores, strict=True)
-        ]
-
-    def _hits(self, texts: Sequence[str], k: int, mode: str) -> Hits:
         if mode not in self.modes:
             raise InputError(f"{self.index.folder} cannot be searched by {mode!r}; it has {', '.join(self.modes)}")
+        if not len(texts):
+            return [], None
+        vectors = None if mode == "lexical" else self.encoder.encode_queries(texts)
+        hits = self._hits(texts, vectors, min(k, len(self.index)), mode)
+        lines = zip(hits.rows, hits.scores, strict=True)
+        return [self._named(rows.tolist(), scores.tolist()) for rows, scores in lines], vectors
+
+    def _hits(self, texts: Sequence[str], vectors: NDArray[np.float32] | None, k: int, mode: str) -> Hits:
         if mode == "dense":
-            return self.index.search(self.encoder.encode_queries(texts), k)
+            assert vectors is not None  # noqa: S101
+            return self.index.search(vectors, k)
         assert self._analyzer is not None  # noqa: S101 - else the mode would not be offered
         assert self.index.lexical is not None  # noqa: S101
         terms = [self._analyzer.terms(text) for text in texts]
-        if mode == "lexical":
+        if vectors is None:
             return self.index.lexical.search(terms, k)
         fuse = search_z_scores if self.fusion == "zscore" else search_reciprocal_ranks
-        return fuse(self.index, self.encoder.encode_queries(texts), terms, k, self.weight)
+        return fuse(self.index, vectors, terms, k, self.weight)
 
     def _named(self, rows: list[int], scores: list[float]) -> list[Hit]:
         found = [(row, score) for row, score in zip(rows, scores, strict=True) if row >= 0]

@@ -164,10 +164,10 @@ def test_encode_killed_by_the_system_goes_on(tmp_path, corpus_file, model_folder
     command = ["encode", str(corpus_file), "--encoder", str(model_folder), "--shard-rows", "8"]
     killer = (
         "import os, signal, sys; sys.argv[0] = 'retrokit'\n"
-        "from indexes.vectors import VectorWriter\n"
+        "from indexes.vector_writer import VectorWriter\n"
         "write = VectorWriter.write\n"
-        "def once(self, shard, *rest):\n"
-        "    os.kill(os.getpid(), signal.SIGKILL) if shard == 3 else write(self, shard, *rest)\n"
+        "def once(self, shard, *rest, **more):\n"
+        "    os.kill(os.getpid(), signal.SIGKILL) if shard == 3 else write(self, shard, *rest, **more)\n"
         "VectorWriter.write = once\n"
         "from retrieval.cli import main; main()"
     )

@@ -69,7 +69,7 @@ def test_help_loads_no_torch():
         "assert not {'torch', 'transformers', 'faiss'} & sys.modules.keys()"
     )
     shown = run_python(code)
-    assert all(name in shown for name in COMMANDS)
+    assert all(name.partition(" ")[0] in shown for name in COMMANDS)  # the second word is in the help of its group
 
 
 PUBLIC = {

@@ -1,4 +1,4 @@
-"""Vectors and index folders: search against brute force, fusion moments, refusals, damage, resume."""
+"""Index folders: search against brute force, fusion moments, refusals, damage."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from indexes.exact import ScoreMoments, search_exact
 from indexes.index import Entry, Index
 from indexes.lexical import Lexical
 from indexes.manifest import differences, new_folder, refuse_existing
-from indexes.vectors import VectorStore, VectorWriter, save_vectors
+from indexes.transfer import save_vectors
 
 FACTORIES = ["Flat", "HNSW16", "HNSW16_SQ8", "IVF8,Flat", "SQ8", "PQ8x4fs", "IVF8,PQ8x4fs,RFlat", "PCA16,Flat"]
 N, D = 1200, 32
@@ -75,6 +75,33 @@ def test_opened_again_answers_the_same_and_faiss_reads_the_file(store, queries, 
     opened.verify()
 
 
+def test_an_index_of_whole_documents_scores_them_and_has_no_passages(store, rows, queries, tmp_path):
+    index = Index.build(store, "SQ8", tmp_path / "index")
+    some = np.array([[5, -1, 0], [N - 1, 3, -1]])
+    exact = np.take_along_axis(queries[:2] @ rows.T, np.maximum(some, 0), axis=1)
+    np.testing.assert_allclose(index.scores(queries[:2], some), np.where(some < 0, -np.inf, exact), atol=1e-6)
+    assert index.passages is None
+    assert index.passage(queries[0], 5) is None
+    assert not (tmp_path / "index" / "passages.npy").exists()
+    assert (index.manifest["documents"], index.manifest["rows"]) == (N, N)
+    assert index.encoding == store.encoding
+
+
+@pytest.mark.parametrize("storage", ["float16", "int8", "binary"])
+@pytest.mark.parametrize("factory", ["Flat", "IVF8,SQ8"])
+def test_vectors_kept_in_other_forms_are_searched_as_they_are_read_back(rows, queries, tmp_path, storage, factory):
+    ids = [f"d{n}" for n in range(N)]
+    store = save_vectors(tmp_path / "v", rows, ids, made_by={"normalize": True}, storage=storage)
+    index = Index.build(store, factory, tmp_path / "index")
+    read = store[:]
+    found = index.search(queries, 10)
+    np.testing.assert_allclose(found.scores, np.take_along_axis(queries @ read.T, found.rows, axis=1), atol=1e-6)
+    assert index.dense.vectors.dtype == np.float32
+    assert index.metric == "cosine"
+    if factory == "Flat":
+        np.testing.assert_array_equal(found.rows, search_exact(queries, [(0, read)], 10).rows)
+
+
 def test_search_refuses_what_would_answer_wrongly(store, queries, tmp_path):
     index = Index.build(store, "Flat", tmp_path / "index")
     with pytest.raises(InputError, match=r"shape \(40, 31\)"):
@@ -126,9 +153,9 @@ def test_a_flipped_bit_is_found_on_opening_and_by_verify(store, tmp_path):
     data = bytearray(path.read_bytes())
     data[-3] ^= 4
     path.write_bytes(data)
-    with pytest.raises(InputError, match=r"moments.npy is damaged"):
+    with pytest.raises(InputError, match=r"moments.npy: damaged"):
         index.verify()
-    with pytest.raises(InputError, match=r"moments.npy is damaged"):
+    with pytest.raises(InputError, match=r"moments.npy: damaged"):
         Index.open(tmp_path / "index")
 
 
@@ -176,68 +203,6 @@ def test_bm25_equals_its_formula():
         Lexical.build([[], []])
 
 
-def writer(folder, **changes):
-    plan = dict(made_by={"fingerprint": "f" * 64, "encoder": "a"}, dim=4, shard_rows=3) | changes
-    return VectorWriter(folder, **plan)
-
-
-def test_writing_goes_on_where_it_stopped(tmp_path):
-    shard = np.arange(12, dtype=np.float32).reshape(3, 4)
-    first = writer(tmp_path / "v")
-    first.write(0, shard, ["a", "b", "c"], "one")
-    with pytest.raises(InputError, match="another process is writing .*v.partial"):
-        writer(tmp_path / "v")
-    first.close()
-    # A process killed here leaves a shard without its record.
-    np.save(tmp_path / "v.partial" / "shard-00001.npy", shard)
-    with pytest.raises(InputError, match="unfinished"):
-        VectorStore.open(tmp_path / "v")
-    again = writer(tmp_path / "v")
-    assert [again.source(0), again.source(1)] == ["one", None]
-    again.write(1, shard[:2] + 100, ["d", "e"], "two")
-    store = again.finish(2, {"source": None, "fingerprint": "x"})
-    assert store.ids == ["a", "b", "c", "d", "e"]
-    assert len(store) == 5
-    np.testing.assert_array_equal(store[[4, 0]], [shard[1] + 100, shard[0]])
-    np.testing.assert_array_equal(store[1:4], np.vstack([shard[1:], shard[:1] + 100]))
-    assert isinstance(next(store.blocks())[1], np.memmap)
-    assert not (tmp_path / "v.partial").exists()
-    with pytest.raises(InputError, match="row 5 asked for"):
-        store[[5]]
-
-
-def test_a_damaged_shard_counts_as_unmade_and_another_plan_is_refused(tmp_path):
-    first = writer(tmp_path / "v")
-    first.write(0, np.ones((3, 4), np.float32), ["a", "b", "c"], "one")
-    path = tmp_path / "v.partial" / "shard-00000.npy"
-    path.write_bytes(path.read_bytes()[:-4])
-    assert first.source(0) is None
-    first.close()
-    with pytest.raises(InputError, match="begun differently .*shard_rows: 3 ≠ 5"):
-        writer(tmp_path / "v", shard_rows=5)
-    assert path.exists()
-    with pytest.raises(InputError, match=r"'b' gave a vector with NaN"):
-        first.write(0, np.array([[1, 1, 1, 1], [np.nan, 1, 1, 1]], np.float32), ["a", "b"], "one")
-    writer(tmp_path / "v", shard_rows=5, overwrite=True).close()
-    assert not path.exists()
-
-
-def test_a_partial_folder_that_is_empty_is_begun_and_a_foreign_one_left_alone(tmp_path):
-    (tmp_path / "v.partial").mkdir()
-    writer(tmp_path / "v").close()
-    assert not (tmp_path / "v.partial").exists()
-    (tmp_path / "w.partial").mkdir()
-    (tmp_path / "w.partial" / "thesis.txt").write_text("years of work")
-    with pytest.raises(InputError, match="w.partial holds thesis.txt and was not made by encode"):
-        writer(tmp_path / "w", overwrite=True)
-    assert (tmp_path / "w.partial" / "thesis.txt").exists()
-
-
-def test_vectors_said_to_be_of_unit_length_are(tmp_path):
-    with pytest.raises(InputError, match="document 'b' gave a vector of length 0.000; expected unit length"):
-        save_vectors(tmp_path / "v", np.array([[1, 0], [0, 0]], np.float32), ["a", "b"], made_by={"normalize": True})
-
-
 def test_overwriting_takes_only_what_retrokit_made(tmp_path, store):
     mine = tmp_path / "mine"
     mine.mkdir()
@@ -263,14 +228,6 @@ def test_strings_that_crash_faiss_are_refused(store, tmp_path, factory):
     with pytest.raises(InputError, match=f"factory '{factory}' has .*, which crashes FAISS"):
         Index.build(store, factory, tmp_path / "i")
     assert not (tmp_path / "i").exists()
-
-
-def test_a_truncated_shard_of_a_finished_folder_is_named(store, tmp_path, rows):
-    folder = tmp_path / "v"
-    save_vectors(folder, rows, [f"d{n}" for n in range(N)], made_by={})
-    os.truncate(folder / "shard-00000.npy", 1000)
-    with pytest.raises(InputError, match=r"shard-00000.npy has 1,000 bytes; the manifest says"):
-        VectorStore.open(folder)
 
 
 def test_a_killed_build_leaves_nothing_but_a_folder_that_is_swept_up(tmp_path):

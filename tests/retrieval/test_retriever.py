@@ -6,11 +6,13 @@ from fixtures import random_texts
 
 from indexes.errors import InputError
 from indexes.index import Entry, Index
-from indexes.vectors import save_vectors
+from indexes.transfer import save_vectors
+from indexes.vector_writer import VectorWriter
 from retrieval.analyzer import Analyzer
+from retrieval.documents import corpus_fingerprint
 from retrieval.encoder import Encoder
 from retrieval.fusion import search_z_scores, z_score
-from retrieval.retriever import Retriever, build_index
+from retrieval.retriever import Hit, Retriever, build_index
 
 QUERIES = random_texts(12, seed=5, longest=6)
 
@@ -19,6 +21,29 @@ QUERIES = random_texts(12, seed=5, longest=6)
 def retriever(tmp_path, encoder, documents):
     vectors = encoder.encode_corpus(documents, tmp_path / "v")
     return Retriever(build_index(vectors, tmp_path / "index", documents=documents), encoder)
+
+
+def cut(document, number):
+    """Where the passages of a document begin and end: 1 to 4 pieces of whole words."""
+    words = document.content.split(" ")
+    size = -(-len(words) // (1 + number % 4))
+    pieces = [" ".join(words[first : first + size]) for first in range(0, len(words), size)]
+    ends = np.cumsum([len(piece) + 1 for piece in pieces]) - 1
+    return [(end - len(piece), end) for piece, end in zip(pieces, ends.tolist(), strict=True)]
+
+
+@pytest.fixture
+def of_passages(tmp_path, encoder, documents):
+    """A retriever over passages, and for each document the vectors of its own (passages, d)."""
+    spans = [cut(document, number) for number, document in enumerate(documents)]
+    table = np.array([(row, *span) for row, mine in enumerate(spans) for span in mine], np.int64)
+    vectors = encoder.encode_documents([documents[row].content[begin:end] for row, begin, end in table.tolist()])
+    encoding = {"shard_rows": 50, "storage": "float32", "long_documents": "passages"}
+    writer = VectorWriter(tmp_path / "v", made_by=encoder.made_by, encoding=encoding)
+    writer.write(0, vectors, [document.id for document in documents], "all", passages=table)
+    store = writer.finish(1, {"source": None, "fingerprint": corpus_fingerprint(documents)})
+    retriever = Retriever(build_index(store, tmp_path / "index", documents=documents), encoder)
+    return retriever, [vectors[table[:, 0] == row] for row in range(len(documents))]
 
 
 def all_scores(retriever, documents):
@@ -77,6 +102,85 @@ def test_the_threshold_deepens_until_no_document_can_be_missed(tmp_path):
     assert depths == [100, 400]
 
 
+def test_documents_that_tie_come_by_row_even_where_depth_cuts_through_them(tmp_path):
+    """98 documents lead the dense ranking and lose; 502 that are all alike win, so that the first ten of them must."""
+    rows = np.repeat(np.eye(2, dtype=np.float32), [98, 502], axis=0)
+    store = save_vectors(tmp_path / "v", rows, [f"d{row}" for row in range(600)], made_by={"normalize": True})
+    entries = (Entry(f"d{row}", ["word" if row >= 98 else "other"], "") for row in range(600))
+    index = Index.build(store, "Flat", tmp_path / "i", entries=entries, analyzer="none")
+    found = search_z_scores(index, rows[:1], [["word"]], 10, weight=2.0)
+    assert found.rows.tolist() == [list(range(98, 108))]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_fused_by_z_scores_over_passages_is_exact(tmp_path, monkeypatch, seed):
+    """Against float64 over all documents, moments over all passages; BM25 contradicts the first query's vector."""
+    rng = np.random.default_rng(seed)
+    n = 600
+    table = np.array([(row, 0, 1) for row, count in enumerate(rng.integers(1, 7, size=n)) for _ in range(count)])
+    rows = rng.normal(size=(len(table), 8)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    queries = rows[:20]
+    products = queries.astype(np.float64) @ rows.astype(np.float64).T  # (q, passages)
+    best = np.stack([products[:, table[:, 0] == row].max(axis=1) for row in range(n)], axis=1)  # (q, n)
+    made_by = {"fingerprint": "f" * 64, "dim": 8, "normalize": True}
+    writer = VectorWriter(tmp_path / "v", made_by=made_by, encoding={"shard_rows": n, "storage": "float32"})
+    writer.write(0, rows, [f"d{row}" for row in range(n)], "all", passages=table)
+    store = writer.finish(1, {"source": None, "fingerprint": None})
+    ranks = np.argsort(np.argsort(-best[0])).tolist()
+    words = [
+        [*mine, "first" if rank < 150 else "last"]
+        for mine, rank in zip(rng.choice(list("abcde"), (n, 3)).tolist(), ranks, strict=True)
+    ]
+    entries = (Entry(f"d{row}", mine, "") for row, mine in enumerate(words))
+    index = Index.build(store, "Flat", tmp_path / "i", entries=entries)
+    depths, search = [], index.search
+    monkeypatch.setattr(index, "search", lambda queries, k: depths.append(k) or search(queries, k))
+    terms = [["last"], *rng.choice(list("abcde"), (19, 2)).tolist()]
+    found = search_z_scores(index, queries, terms, 10, weight=1.0)
+    lexical = np.array([index.lexical.scores(one) for one in terms], np.float64)
+    dense = (best - products.mean(axis=1, keepdims=True)) / products.std(axis=1, keepdims=True)
+    fused = dense + standardised(lexical)
+    order = np.argsort(-fused, axis=1, kind="stable")[:, :10]
+    np.testing.assert_array_equal(found.rows, order)
+    np.testing.assert_allclose(found.scores, np.take_along_axis(fused, order, axis=1), atol=1e-4)
+    assert depths[:2] == [100, 400]
+
+
+def test_over_passages_every_mode_speaks_of_documents(of_passages, documents):
+    retriever, vectors = of_passages
+    queries = retriever.encoder.encode_queries(QUERIES)
+    dense = np.array([[(mine @ query).max() for mine in vectors] for query in queries])
+    assert ids_of(retriever.search_many(QUERIES, 7, mode="dense")) == [
+        [f"d{row}" for row in np.argsort(-line, kind="stable")[:7]] for line in dense
+    ]
+    for fusion in ("zscore", "rrf"):
+        fused = Retriever(retriever.index, retriever.encoder, fusion=fusion)
+        for mode in fused.modes:
+            for hits in fused.search_many(QUERIES, 50, mode=mode):
+                assert len({hit.id for hit in hits}) == len(hits)
+                assert len(hits) == 50 or mode == "lexical"
+    assert [hit.id for hit in retriever.search(QUERIES[0], 60)] == ids_of(retriever.search_many(QUERIES[:1], 60))[0]
+
+
+def test_a_hit_shows_the_passage_that_answers_best(of_passages, documents):
+    retriever, vectors = of_passages
+    query = retriever.encoder.encode_queries(QUERIES[:1])[0]
+    for mode in ("dense", "hybrid"):
+        hits = retriever.search(QUERIES[0], 20, mode=mode)
+        for hit in hits:
+            begin, end = cut(documents[hit.row], hit.row)[int((vectors[hit.row] @ query).argmax())]
+            assert hit.passage == (begin, end)
+            assert hit.text == documents[hit.row].content
+            assert hit.shown == hit.text[begin:end]
+        assert any(hit.passage[0] > 0 for hit in hits)
+    for hit in retriever.search(QUERIES[0], 5, mode="lexical"):
+        assert hit.passage is None
+        assert hit.shown == hit.text
+    assert Hit("d", 1.0, 1, 0, None, (0, 3)).shown is None
+    assert {hit.passage for hit in retriever.search_many(QUERIES, 5)[0]} == {None}
+
+
 def test_reciprocal_ranks(retriever, documents):
     by_rank = Retriever(retriever.index, retriever.encoder, fusion="rrf", weight=0.7)
     dense, lexical = (retriever.search_many(QUERIES, 50, mode=mode) for mode in ("dense", "lexical"))
@@ -114,8 +218,12 @@ def test_opening_finds_the_encoder_and_refuses_another(retriever, tmp_path, mode
         Retriever.open(folder, Encoder.load(str(model_folder), max_length=16))
 
 
-def test_an_index_remembers_a_shorter_length_and_another_precision(tmp_path, documents, model_folder):
-    encoder = Encoder.load(str(model_folder), max_length=16, dtype="bfloat16")
+@pytest.mark.parametrize(
+    "options",
+    [{"max_length": 16, "dtype": "bfloat16"}, {"dim": 16, "normalize": False, "query_prompt": "river "}],
+)
+def test_an_index_remembers_what_its_encoder_was_told(tmp_path, documents, model_folder, options):
+    encoder = Encoder.load(str(model_folder), **options)
     vectors = encoder.encode_corpus(documents, tmp_path / "v")
     index = build_index(vectors, tmp_path / "i")
     opened = Retriever.open(tmp_path / "i")
@@ -130,6 +238,28 @@ def test_an_index_is_not_built_over_texts_that_changed(tmp_path, encoder, docume
     with pytest.raises(InputError, match="was made of other texts"):
         build_index(vectors, tmp_path / "i", documents=changed)
     assert not (tmp_path / "i").exists()
+
+
+def test_vectors_merged_of_parts_are_compared_part_by_part(tmp_path, encoder, documents):
+    halves = documents[:20], documents[20:]
+    parts = [
+        {"source": f"half{number}", "fingerprint": corpus_fingerprint(half), "documents": len(half)}
+        for number, half in enumerate(halves)
+    ]
+    writer = VectorWriter(tmp_path / "v", made_by=encoder.made_by, encoding={"shard_rows": 20, "storage": "float32"})
+    for shard, half in enumerate(halves):
+        vectors = encoder.encode_documents([document.content for document in half])
+        writer.write(shard, vectors, [document.id for document in half], f"half{shard}")
+    store = writer.finish(
+        2, {"source": None, "fingerprint": "not of the documents one after the other", "parts": parts}
+    )
+    assert len(build_index(store, tmp_path / "i", documents=iter(documents))) == 50
+    changed = [*documents[:30], documents[30]._replace(text="other words"), *documents[31:]]
+    with pytest.raises(InputError, match=r"made of other texts \(.* ≠ .* in the part from half1\), the corpus changed"):
+        build_index(store, tmp_path / "j", documents=iter(changed))
+    with pytest.raises(InputError, match="document 51 of the corpus is 'x'; the vectors have None there"):
+        build_index(store, tmp_path / "j", documents=[*documents, documents[0]._replace(id="x")])
+    assert not (tmp_path / "j").exists()
 
 
 def test_no_queries_give_no_hits(retriever):

@@ -1,0 +1,98 @@
+"""Token ids to vectors with openvino, on the processor's cores: one thread to a batch, as many batches as threads."""
+
+import contextlib
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from retrieval.batches import Backend, Batch
+from retrieval.calibration import calibration_digest
+from retrieval.devices import cores
+from retrieval.openvino_models import core, prepared
+from retrieval.tokenizing import TextTokenizer
+from retrieval.torch_backend import EmbeddingModule
+
+_TOKENS_IN_A_BATCH = 1024
+
+
+def open_backend(
+    module: EmbeddingModule, texts: TextTokenizer, fields: Mapping[str, Any]
+) -> tuple[Backend, dict[str, str]]:
+    """Make, or find in the cache, the openvino model of a torch module, ready to run.
+
+    Args:
+        module: Weights of bfloat16 for dtype bfloat16, else of float32.
+        texts: Its tokenizer, with the encoder's length.
+        fields: Of the encoder: `dtype` is float32, bfloat16 or int8.
+
+    Returns:
+        The backend, and what is to be added to the fields: for int8 the digest of the calibration texts.
+
+    Raises:
+        InputError: The extra is not installed, or openvino cannot convert the module.
+    """
+    added = {"calibration": calibration_digest()} if fields["dtype"] == "int8" else {}
+    model = prepared(module, texts, {**fields, **added})
+    return OpenVINOBackend(model, fields["dtype"]), added
+
+
+class OpenVINOBackend:
+    """Runs a model on the processor.
+
+    Each batch is computed by one thread, so that the bytes do not depend on how many there are.
+
+    Args:
+        model: An `openvino.Model`.
+        dtype: float32, bfloat16 or int8. The latter two compute what is not int8 in bfloat16 where the processor has
+            instructions for it, else in float32: slower there, and no farther from float32 than the dtype allows.
+        threads: None: as many as torch has, but no more than there are cores.
+    """
+
+    name = "openvino"
+    tokens_in_a_batch = _TOKENS_IN_A_BATCH
+
+    def __init__(self, model: Any, dtype: str, threads: int | None = None) -> None:
+        self.threads = threads or min(torch.get_num_threads(), cores())
+        native = "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        options = {
+            "INFERENCE_PRECISION_HINT": "bf16" if native and dtype != "float32" else "f32",
+            "NUM_STREAMS": str(self.threads),
+            "INFERENCE_NUM_THREADS": self.threads,
+            "ENABLE_CPU_PINNING": False,  # other processes would be pinned to the same cores
+        }
+        self._model = core().compile_model(model, "CPU", options)
+
+    def run(self, batches: Iterable[Batch]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """Yield (rows, vectors) for each batch, in order; as many again as are computed wait for a thread."""
+        idle = [self._model.create_infer_request() for _ in range(2 * self.threads)]
+        begun: deque[tuple[NDArray[np.int64], Any]] = deque()
+        try:
+            for batch in batches:
+                if not idle:
+                    yield _finished(begun, idle)
+                request = idle.pop()
+                request.start_async([batch.ids, batch.mask])
+                begun.append((batch.rows, request))
+            while begun:
+                yield _finished(begun, idle)
+        finally:
+            for _, request in begun:
+                request.cancel()
+            for _, request in begun:
+                with contextlib.suppress(RuntimeError):  # of being cancelled
+                    request.wait()
+
+
+def _finished(
+    begun: "deque[tuple[NDArray[np.int64], Any]]", idle: list[Any]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Wait for the oldest batch and free its request."""
+    rows, request = begun.popleft()
+    request.wait()
+    vectors = request.get_output_tensor(0).data.copy()
+    idle.append(request)
+    return rows, vectors
