@@ -260,7 +260,7 @@ class VectorWriter:
         finite = np.isfinite(vectors).all(axis=1)
         if not finite.all():
             row = int(finite.argmin())
-            raise InputError(f"document {named(row)} gave a vector with NaN or infinity; not written")
+            raise InputError(f"document {named(row)} gave a vector with NaN or infinity, not written; mend the encoder")
         lengths = np.linalg.norm(vectors, axis=1)
         far = int(np.abs(lengths - 1).argmax()) if len(lengths) else 0
         if len(lengths) and self.made_by.get("normalize") and abs(lengths[far] - 1) > UNIT_TOLERANCE:

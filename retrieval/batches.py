@@ -29,7 +29,7 @@ class Batch(NamedTuple):
         return first._narrow(), second._narrow()
 
     def _narrow(self) -> "Batch":
-        width = int(self.mask.sum(axis=1).max())
+        width = max(int(self.mask.sum(axis=1).max()), 1)
         return Batch(self.rows, self.ids[:, :width], self.mask[:, :width])
 
 

@@ -192,10 +192,12 @@ class Encoder:
             window: Documents that are sorted by length together; more are faster and later.
 
         Raises:
-            InputError: A document is malformed, or an id occurs twice.
+            InputError: A document is malformed, an id occurs twice, or there is no document.
         """
         from retrieval.documents import as_documents, refuse_repeats
 
+        if window < 1:
+            raise InputError(f"window is {window} documents; expected at least 1")
         long = long_documents or LongDocuments()
         self.check_long_documents(long)
         source = refuse_repeats(as_documents(documents, "documents"), "documents")
@@ -251,6 +253,8 @@ class Encoder:
             alone = self.tokenizer.truncate(texts, prompt)
             self.truncated += alone.truncated
             out[:] = self.backend.run_one(next(token_batches(alone.tokens, 1, self.tokenizer.pad)))
+            if on_progress:
+                on_progress(1, 1)
             return out
         starts = range(0, len(texts), _WINDOW)
         tokenized = (self.tokenizer.truncate(texts[start : start + _WINDOW], prompt) for start in starts)

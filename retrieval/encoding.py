@@ -111,7 +111,7 @@ class _Run:
         self.digests: list[str] = []
         self.fingerprint = ""
         self._claims: dict[int, contextlib.ExitStack] = {}
-        self._done = 0
+        self._read = self._done = 0
         if runner.world > 1 and not corpus.repeatable:
             raise InputError(f"{corpus.source} can be read once only; {runner.world} processes cannot share it")
 
@@ -141,6 +141,7 @@ class _Run:
                 whole.update(line)
                 digest.update(line)
             self.digests.append(digest.hexdigest())
+            self._read += len(part)
             if shard == 0:
                 self._calibrate(part)
             if shard % self.runner.world != self.runner.rank:
@@ -216,9 +217,8 @@ class _Run:
 
     def _total(self) -> int | None:
         """How many documents are this process's share: known, or estimated from how much of the file was read."""
-        read = len(self.digests) * self.writer.encoding["shard_rows"]
         fraction = self.corpus.fraction
-        total = self.corpus.total or (int(read / fraction) if fraction and read else None)
+        total = self.corpus.total or (int(self._read / fraction) if fraction and self._read else None)
         return total and max(total // self.runner.world, self._done)
 
 

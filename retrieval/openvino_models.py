@@ -8,16 +8,17 @@ import logging
 import shutil
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from indexes.errors import InputError
 from indexes.manifest import LOCK, fingerprint, held, new_folder, open_manifest, seal, verify
-from retrieval.batches import token_batches
+from retrieval.batches import Batch, token_batches
 from retrieval.cache import cache_home
 from retrieval.calibration import calibration_texts
 from retrieval.console import note
@@ -53,6 +54,25 @@ def core() -> Any:
     return import_openvino().Core()
 
 
+def begin(request: Any, batch: Batch) -> Any:
+    """Start computing a batch; give the request back.
+
+    Never by its method `infer`, in the caller's thread: there an error ends the process (openvino 2026.4).
+    """
+    request.start_async([batch.ids, batch.mask])
+    return request
+
+
+def vectors_of(request: Any) -> NDArray[np.float32]:
+    """Wait for a batch that was begun and give its vectors (b, d).
+
+    Raises:
+        RuntimeError: It could not be computed.
+    """
+    request.wait()
+    return request.get_output_tensor(0).data.copy()
+
+
 def prepared(module: EmbeddingModule, texts: TextTokenizer, fields: Mapping[str, Any]) -> Any:
     """The openvino model of a torch module, from the cache if it was made before.
 
@@ -83,11 +103,23 @@ def prepared(module: EmbeddingModule, texts: TextTokenizer, fields: Mapping[str,
         if found is not None:
             return found
         note(f"making the {fields['dtype']} model for openvino (once; kept in {place.parent})")
-        model = convert(module)
-        _refuse_differences(model, module, texts)
-        if fields["dtype"] == "int8":
-            model = quantize(model, texts, fields)
-        return _keep(place, model, made_of)
+        return _keep(place, _made(module, texts, fields), made_of)
+
+
+def _made(module: EmbeddingModule, texts: TextTokenizer, fields: Mapping[str, Any]) -> Any:
+    """Convert, compare with torch (tracing follows one way through the code, perhaps not the only one), quantise."""
+    model = convert(module)
+    found = _farthest(model, module, texts)
+    if not found <= _SAME:
+        raise InputError(
+            f"openvino computes {type(module.backbone).__name__} otherwise than torch does (1 - cosine {found:.2g}, "
+            f"at most {_SAME:g} expected); use backend torch"
+        )
+    if fields["dtype"] != "int8":
+        return model
+    model = quantize(model, texts, fields)
+    note(f"int8: the smallest cosine with float32 vectors is {1 - _farthest(model, module, texts):.4f} on the sample")
+    return model
 
 
 def convert(module: EmbeddingModule) -> Any:
@@ -102,13 +134,35 @@ def convert(module: EmbeddingModule) -> Any:
     ids, mask = torch.ones(2, 8, dtype=torch.long), torch.ones(2, 8, dtype=torch.long)
     mask[1, 5:] = 0
     try:
-        with quiet(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with quiet(), _traceable_masks(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             return openvino.convert_model(module, example_input={"input_ids": ids, "attention_mask": mask})
     except Exception as error:  # whatever tracing and conversion run into
         kind = type(module.backbone).__name__
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"openvino cannot convert {kind} ({reason}); use backend torch") from None
+
+
+@contextlib.contextmanager
+def _traceable_masks() -> Iterator[None]:
+    """Have transformers make attention masks by plain operations, in which every token sees at least itself.
+
+    Where padding lies farther than a sliding window from any token, it would see nothing at all; openvino makes NaN of
+    that, which the next layer spreads. What tokens see is not changed.
+    """
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS as FUNCTIONS
+
+    plain = FUNCTIONS["sdpa"]
+
+    def mask(*args: Any, **options: Any) -> Any:
+        made = plain(*args, **{**options, "use_vmap": False})  # (b, 1, t, t) bool
+        return None if made is None else made | torch.eye(made.shape[-2], made.shape[-1], dtype=torch.bool)
+
+    FUNCTIONS["sdpa"] = mask
+    try:
+        yield
+    finally:
+        FUNCTIONS["sdpa"] = plain
 
 
 def quantize(model: Any, texts: TextTokenizer, fields: Mapping[str, Any]) -> Any:
@@ -149,25 +203,17 @@ def _made_of(module: EmbeddingModule, fields: Mapping[str, Any]) -> dict[str, An
     }
 
 
-def _refuse_differences(model: Any, module: EmbeddingModule, texts: TextTokenizer) -> None:
-    """Compare a converted model with its module: tracing follows one way through the code, perhaps not the only one.
-
-    Raises:
-        InputError: They do not agree.
-    """
-    tokens = texts.truncate(calibration_texts()[:4], "").tokens
+def _farthest(model: Any, module: EmbeddingModule, texts: TextTokenizer) -> float:
+    """The largest 1 - cosine between vectors of a model and of its torch module, for texts alone and together."""
+    tokens = texts.truncate(calibration_texts()[:8], "").tokens
     compiled = core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    for budget in (1, sum(map(len, tokens)) * len(tokens)):  # each alone, all together
+    found = []
+    for budget in (1, sum(map(len, tokens)) * len(tokens)):
         for batch in token_batches(tokens, budget, texts.pad):
             with torch.inference_mode():
                 right = module(torch.from_numpy(batch.ids), torch.from_numpy(batch.mask)).numpy()
-            found = distances(right, compiled([batch.ids, batch.mask])[0]).max()
-            if not found <= _SAME:
-                kind = type(module.backbone).__name__
-                raise InputError(
-                    f"openvino computes {kind} otherwise than torch does (1 - cosine {found:.2g}, at most {_SAME:g} "
-                    "expected); use backend torch"
-                )
+            found.append(distances(right, vectors_of(begin(compiled.create_infer_request(), batch))).max())
+    return float(np.max(found))
 
 
 def distances(one: Any, other: Any) -> Any:

@@ -1,5 +1,7 @@
 """Long documents: cut off, or read in overlapping passages, each with a vector of its own or all with one."""
 
+import itertools
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,8 +27,8 @@ class LongDocuments:
 
     Args:
         strategy: One of the four.
-        tokens: Of a passage or chunk, special ones and prompt included; None: as many as the encoder reads, and a
-            quarter of that for `late`.
+        tokens: Of a passage, special ones and prompt included; None: as many as the encoder reads. For `late`: of a
+            chunk, text alone; None: a quarter of what the encoder reads.
         overlap: Tokens that a passage (`late`: a window) shares with the one before; None: an eighth of it.
     """
 
@@ -51,42 +53,50 @@ class LongDocuments:
 
 
 def windows(starts_word: Sequence[bool], size: int, overlap: int) -> list[tuple[int, int]]:
-    """Cut n tokens into windows (first, last + 1) of up to `size`, each sharing about `overlap` with the one before.
+    """Cut n tokens into windows (first, last + 1) of up to `size`, each sharing `overlap` with the one before.
 
-    Words stay whole where they can: a window ends before a token that starts a word, and the overlap is rounded up
-    to whole words. A word longer than a window is cut.
+    A word is cut only if it is longer than a window. So the overlap is rounded up to whole words, and is less than
+    asked for only where the word that follows would not fit beside it.
 
     Args:
         starts_word: For each of the n tokens whether a word starts there.
         size: Most tokens in a window.
         overlap: Tokens to share; less than size.
     """
-    n = len(starts_word)
-    found = [(0, min(size, n))]
-    while found[-1][1] < n:
-        first, last = found[-1]
-        whole = _word_start(starts_word, last, first + overlap + 1)
-        found[-1] = (first, whole)
-        begin = _word_start(starts_word, max(whole - overlap, first + 1), first + 1)
-        found.append((begin, min(begin + size, n)))
-    return found
+    cuts = _cuts(starts_word, size)
+    found: list[tuple[int, int]] = []
+    first = 0
+    while True:
+        place = bisect_right(cuts, first + size) - 1
+        found.append((first, cuts[place]))
+        if cuts[place] == len(starts_word):
+            return found
+        sharing = bisect_right(cuts, max(cuts[place] - overlap, 0)) - 1
+        fitting = bisect_left(cuts, cuts[place + 1] - size)  # beside the word that follows, and so beyond first
+        first = cuts[max(sharing, fitting)]
 
 
-def _word_start(starts_word: Sequence[bool], token: int, lowest: int) -> int:
-    """The last token up to `token`, but not below `lowest`, that starts a word; `token` itself if there is none."""
-    return next((place for place in range(token, lowest - 1, -1) if starts_word[place]), token)
+def _cuts(starts_word: Sequence[bool], size: int) -> list[int]:
+    """Where a window may begin or end: between words, and anywhere in a word longer than a window."""
+    starts = [place for place, is_start in enumerate(starts_word) if is_start and place > 0]
+    words = itertools.pairwise([0, *starts, len(starts_word)])
+    inside = (range(begin, end) if end - begin > size else (begin,) for begin, end in words)
+    return [*itertools.chain.from_iterable(inside), len(starts_word)]
 
 
 def room_and_overlap(tokens: int, special: int, overlap: int | None, limit: int) -> tuple[int, int]:
     """How many tokens of text fit in a passage beside `special` ones (markers and prompt), and how many are shared.
 
     Raises:
-        InputError: A passage is longer than the encoder reads, or the overlap leaves no room to go forward.
+        InputError: A passage is longer than the encoder reads, has no room for text, or the overlap leaves no room to
+            go forward.
     """
     if tokens > limit:
         raise InputError(f"a passage of {tokens} tokens is longer than the encoder reads; expected at most {limit}")
     room = tokens - special
-    shared = max(room // 8, 0) if overlap is None else overlap
+    if room < 1:
+        raise InputError(f"a passage of {tokens} tokens has no room for text beside {special} of prompt and markers")
+    shared = room // 8 if overlap is None else overlap
     if shared >= room:
         raise InputError(f"overlap is {shared} of {room} tokens of text in a passage; expected fewer")
     return room, shared

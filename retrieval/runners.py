@@ -200,8 +200,8 @@ def dispatch(
                     made = workers[number].take()
                 except WorkerDied as death:
                     lost = workers[number].given
-                    workers[number].stop()
                     _count_death(deaths, lost, death)
+                    workers[number].stop()
                     redo.extendleft(reversed(lost))
                     workers[number] = start(number)
                 else:

@@ -1,7 +1,7 @@
 """Texts to tokens: cut at the encoder's length, or in passages, with a record of which token list belongs where."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +27,15 @@ class Tokenized(NamedTuple):
     """(rows, 3) text, first token and last + 1 of each row that comes out, for late chunking."""
 
 
+class _Part(NamedTuple):
+    """A passage of a document, tokenised together with the prompt."""
+
+    document: int
+    begin: int
+    end: int
+    encoding: Any
+
+
 class TextTokenizer:
     """A tokenizer with the encoder's length, for one thread at a time.
 
@@ -43,8 +52,13 @@ class TextTokenizer:
 
     def truncate(self, texts: Sequence[str], prompt: str) -> Tokenized:
         """One token list a text, prompt first, cut at the encoder's length."""
-        encoded = self._encode([prompt + text for text in texts], max_length=self.max_length)
-        cut = sum(bool(one.overflowing) for one in encoded.encodings or ())
+        whole = [prompt + text for text in texts]
+        encoded = self._encode(whole, max_length=self.max_length)
+        if self.tokenizer.is_fast:
+            return Tokenized(encoded["input_ids"], len(texts), sum(bool(one.overflowing) for one in encoded.encodings))
+        full = [text for text, ids in zip(whole, encoded["input_ids"], strict=True) if len(ids) == self.max_length]
+        room = self.max_length - self.tokenizer.num_special_tokens_to_add()
+        cut = sum(len(ids) > room for ids in self._encode(full, max_length=None)["input_ids"]) if full else 0
         return Tokenized(encoded["input_ids"], len(texts), cut)
 
     def read(self, texts: Sequence[str], prompt: str, long: LongDocuments) -> Tokenized:
@@ -59,47 +73,50 @@ class TextTokenizer:
             raise InputError("this model's tokenizer does not say where its tokens lie; encode with truncate")
         if long.strategy == "late":
             return self._late(texts, prompt, long)
-        spans = self._split(texts, prompt, long.tokens or self.max_length, long.overlap)
-        flat = [(document, *span) for document, found in enumerate(spans) for span in found]
-        tokens, _, cut = self.truncate([texts[document][begin:end] for document, begin, end in flat], prompt)[:3]
-        rows = np.array(flat, dtype=np.int64).reshape(-1, 3)
+        parts = self._passages(texts, prompt, long.tokens or self.max_length, long.overlap)
+        tokens = [part.encoding.ids for part in parts]
+        rows = np.array([part[:3] for part in parts], dtype=np.int64).reshape(-1, 3)
         if long.strategy == "mean":
-            return Tokenized(tokens, len(texts), cut, mean_over=rows[:, 0])
-        return Tokenized(tokens, len(texts), cut, passages=rows)
+            return Tokenized(tokens, len(texts), _truncated(parts), mean_over=rows[:, 0])
+        return Tokenized(tokens, len(texts), _truncated(parts), passages=rows)
 
     def _late(self, texts: Sequence[str], prompt: str, long: LongDocuments) -> Tokenized:
         size = long.tokens or self.max_length // 4
         room_and_overlap(size, 0, 0, self.max_length)
-        spans = self._split(texts, prompt, self.max_length, long.overlap)
-        flat = [(document, *span) for document, found in enumerate(spans) for span in found]
-        parts = [prompt + texts[document][begin:end] for document, begin, end in flat]
-        encoded = self._encode(parts, max_length=self.max_length)
+        parts = self._passages(texts, prompt, self.max_length, long.overlap)
         chunks, passages, done = [], [], (-1, 0)
-        for text, (document, begin, end) in enumerate(flat):
+        for text, (document, begin, end, encoding) in enumerate(parts):
             told = done[1] if done[0] == document else begin  # what the window before has covered already
-            found = _chunks(encoded.encodings[text], len(prompt), told - begin, size)
+            found = _chunks(encoding, len(prompt), told - begin, size)
             chunks += [(text, first, last) for first, last, _, _ in found]
             passages += [(document, begin + start, begin + stop) for _, _, start, stop in found]
             done = (document, end)
-        as_rows = (np.array(part, dtype=np.int64).reshape(-1, 3) for part in (passages, chunks))
-        rows, places = as_rows
-        return Tokenized(encoded["input_ids"], len(texts), 0, passages=rows, chunks=places)
+        rows, places = (np.array(part, dtype=np.int64).reshape(-1, 3) for part in (passages, chunks))
+        tokens = [part.encoding.ids for part in parts]
+        return Tokenized(tokens, len(texts), _truncated(parts), passages=rows, chunks=places)
 
-    def _split(
-        self, texts: Sequence[str], prompt: str, tokens: int, overlap: int | None
-    ) -> list[list[tuple[int, int]]]:
-        """For each text the characters of its passages: all of it where it fits in one."""
-        special = self.tokenizer.num_special_tokens_to_add() + len(self.tokenizer.tokenize(prompt))
+    def _passages(self, texts: Sequence[str], prompt: str, tokens: int, overlap: int | None) -> list["_Part"]:
+        """The passages of each text: all of it where it fits in one.
+
+        A text cut out of another may have more tokens than it had inside, at its ends (byte-level and sentencepiece
+        vocabularies know what was before a word). Where that makes a passage longer than the encoder reads, the
+        whole document is cut again, a little shorter: by 1, by 3, by 7 … tokens in all.
+        """
+        special = self.tokenizer.num_special_tokens_to_add() + len(self._encode([prompt], None)["input_ids"][0])
         room, shared = room_and_overlap(tokens, special, overlap, self.max_length)
-        encoded = self._encode(list(texts), max_length=None)
-        found = []
-        for text, one in zip(texts, encoded.encodings, strict=True):
-            if len(one.ids) <= room:
-                found.append([(0, len(text))])
-                continue
-            places = windows(_word_starts(one), room, shared)
-            found.append([(one.offsets[first][0], one.offsets[last - 1][1]) for first, last in places])
-        return found
+        whole = self._encode(list(texts), max_length=None).encodings
+        found: dict[int, list[_Part]] = {}
+        left, less = list(range(len(texts))), 0
+        while left:
+            spans = [(row, *span) for row in left for span in _spans(texts[row], whole[row], room - less, shared)]
+            parts = [prompt + texts[row][begin:end] for row, begin, end in spans]
+            encodings = self._encode(parts, max_length=self.max_length).encodings
+            found.update({row: [] for row in left})
+            for span, encoding in zip(spans, encodings, strict=True):
+                found[span[0]].append(_Part(*span, encoding))
+            less = 2 * less + 1
+            left = [row for row in left if room - less > shared and _truncated(found[row])]
+        return [part for row in range(len(texts)) for part in found[row]]
 
     def _encode(self, texts: list[str], max_length: int | None) -> Any:
         """Run the tokenizer: with special tokens and cut at a length, or bare and whole."""
@@ -118,7 +135,7 @@ def _chunks(one: Any, prompt: int, told: int, size: int) -> list[tuple[int, int,
     """
     special = one.special_tokens_mask
     text = [place for place, (begin, end) in enumerate(one.offsets) if not special[place] and end > prompt]
-    own = [place for place in text if one.offsets[place][0] - prompt >= told]
+    own = [place for place in text if max(one.offsets[place][0] - prompt, 0) >= told]
     if not own:
         return [] if told > 0 else [(0, len(one.ids), 0, 0)]
     words = one.word_ids
@@ -127,9 +144,22 @@ def _chunks(one: Any, prompt: int, told: int, size: int) -> list[tuple[int, int,
     for first, last in windows(starts, size, 0):
         head = 0 if own[first] == text[0] else own[first]
         tail = len(one.ids) if last == len(own) else own[last]
-        characters = one.offsets[own[first]][0] - prompt, one.offsets[own[last - 1]][1] - prompt
-        found.append((head, tail, *characters))
+        told, start = one.offsets[own[last - 1]][1] - prompt, max(one.offsets[own[first]][0] - prompt, told)
+        found.append((head, tail, start, told))
     return found
+
+
+def _spans(text: str, one: Any, room: int, overlap: int) -> list[tuple[int, int]]:
+    """The characters of each passage of a text."""
+    if len(one.ids) <= room:
+        return [(0, len(text))]
+    places = windows(_word_starts(one), room, overlap)
+    return [(one.offsets[first][0], one.offsets[last - 1][1]) for first, last in places]
+
+
+def _truncated(parts: "Iterable[_Part]") -> int:
+    """How many documents have a passage that was cut."""
+    return len({part.document for part in parts if part.encoding.overflowing})
 
 
 def _word_starts(one: Any) -> list[bool]:

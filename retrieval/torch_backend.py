@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from indexes.errors import InputError
 from retrieval.batches import Batch
+
+R = TypeVar("R")
 
 _TOKENS_IN_A_BATCH = {"cpu": 2048, "other": 32_768}
 """On a CPU a batch should stay in the cache: 2,048 tokens encode a quarter faster than 8,192 (benchmarks/LOG.md)."""
@@ -75,13 +77,13 @@ class TorchBackend:
 
         On a CPU all threads work on it together, so that its last bits depend on their number.
         """
-        return self._halved(batch).cpu().numpy()
+        return self._vectors(batch).cpu().numpy()
 
     def _run_queued(self, batches: Iterable[Batch]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         """The device works on one batch while the one before is fetched."""
         waiting: tuple[NDArray[np.int64], torch.Tensor] | None = None
         for batch in batches:
-            vectors = self._halved(batch)
+            vectors = self._vectors(batch)
             if waiting is not None:
                 yield waiting[0], waiting[1].cpu().numpy()
             waiting = batch.rows, vectors
@@ -97,7 +99,7 @@ class TorchBackend:
             # Each thread is told too: its own settings are not touched by what the main thread sets.
             with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
                 for batch in batches:
-                    waiting.append((batch.rows, pool.submit(self._halved, batch)))
+                    waiting.append((batch.rows, pool.submit(self._vectors, batch)))
                     if len(waiting) > threads:
                         rows, vectors = waiting.popleft()
                         yield rows, vectors.result().numpy()
@@ -108,25 +110,31 @@ class TorchBackend:
 
     def pool_spans(self, batch: Batch, spans: Sequence[Sequence[tuple[int, int]]]) -> list[NDArray[np.float32]]:
         """For each text of a batch the vectors (spans, d) of its spans of tokens (first, last + 1), mean-pooled."""
+        of_text = dict(zip(batch.rows.tolist(), spans, strict=True))
+
+        def pooled(part: Batch) -> list[NDArray[np.float32]]:
+            hidden = self.module.hidden(*self._tensors(part))
+            return [
+                self.module.finish(_means(line, of_text[row])).cpu().numpy()
+                for row, line in zip(part.rows.tolist(), hidden, strict=True)
+            ]
+
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # as in `run`
         try:
-            with torch.inference_mode():
-                hidden = self.module.hidden(*self._tensors(batch))
-                pooled = [
-                    torch.stack([line[first:last].mean(0) for first, last in mine]) if mine else line[:0]
-                    for line, mine in zip(hidden, spans, strict=True)
-                ]
-                return [self.module.finish(one).cpu().numpy() for one in pooled]
+            return [vectors for part in self._halved(batch, pooled) for vectors in part]
         finally:
             torch.set_num_threads(threads)
 
-    def _halved(self, batch: Batch) -> torch.Tensor:
+    def _vectors(self, batch: Batch) -> torch.Tensor:
+        return torch.cat(self._halved(batch, lambda part: self.module(*self._tensors(part))))
+
+    def _halved(self, batch: Batch, compute: Callable[[Batch], R]) -> list[R]:
         """Run a batch, in halves if it is as large as one that was too large before."""
         if self._too_large is None or batch.ids.size < self._too_large or len(batch.rows) == 1:
             try:
                 with torch.inference_mode():
-                    return self.module(*self._tensors(batch))
+                    return [compute(batch)]
             except RuntimeError as error:
                 if not out_of_memory(error):
                     raise
@@ -134,14 +142,19 @@ class TorchBackend:
                     raise InputError(
                         f"no memory for one text of {batch.ids.shape[1]} tokens on {self.device}; lower max_length"
                     ) from None
-                self._too_large = batch.ids.size
+                self._too_large = min(batch.ids.size, self._too_large or batch.ids.size)
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
-        return torch.cat([self._halved(half) for half in batch.split()])
+        return [result for half in batch.split() for result in self._halved(half, compute)]
 
     def _tensors(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         ids, mask = (torch.from_numpy(array).to(self.device, non_blocking=True) for array in (batch.ids, batch.mask))
         return ids, mask
+
+
+def _means(line: torch.Tensor, spans: Sequence[tuple[int, int]]) -> torch.Tensor:
+    """The mean over each span of a text's tokens: (t, d) -> (spans, d)."""
+    return torch.stack([line[first:last].mean(0) for first, last in spans]) if spans else line[:0]
 
 
 def out_of_memory(error: RuntimeError) -> bool:

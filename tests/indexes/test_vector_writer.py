@@ -132,7 +132,7 @@ def test_what_was_hardly_begun_is_begun_again_and_nothing_is_left_behind(tmp_pat
         (tmp_path / "v.partial" / name).write_text("")
     write_folder(tmp_path / "v")
     assert names(tmp_path) == ["v"]
-    with pytest.raises(InputError, match="'b' gave a vector with NaN or infinity; not written"):
+    with pytest.raises(InputError, match="'b' gave a vector with NaN or infinity, not written"):
         save_vectors(tmp_path / "w", np.array([[1.0], [np.inf]], np.float32), ["a", "b"], made_by={})
     assert names(tmp_path) == ["v"]
 

@@ -1,7 +1,9 @@
 """Encoders: equal to sentence-transformers, explicit about what they do, and their fingerprint."""
 
+import itertools
 import json
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -9,8 +11,9 @@ from fixtures import make_model, random_texts
 
 from indexes.errors import InputError
 from indexes.vectors import VectorStore
+from retrieval.devices import devices
 from retrieval.documents import Document
-from retrieval.encoder import Encoder, tokenizer_digest
+from retrieval.encoder import Encoder, load_options, tokenizer_digest
 from retrieval.model_folder import PACKAGED_SHA256, read_model_folder, resolve
 
 TEXTS = ["", *random_texts(20, seed=1, longest=60)]
@@ -93,6 +96,199 @@ def test_nothing_is_guessed(tmp_path, model_folder):
         Encoder.load(str(tmp_path / "strange"))
     with pytest.raises(InputError, match="neither modules.json nor config.json"):
         Encoder.load(str(tmp_path))
+
+
+OPTIONS = {
+    "nothing": {},
+    "max_length": {"max_length": 16},
+    "dtype": {"dtype": "bfloat16"},
+    "half": {"dtype": "float16"},
+    "normalize": {"normalize": False},
+    "dim": {"dim": 8},
+    "query_prompt": {"query_prompt": "query: "},
+    "no query_prompt": {"query_prompt": ""},
+    "document_prompt": {"document_prompt": "query: "},
+    "no document_prompt": {"document_prompt": ""},
+    "all": {
+        "max_length": 20,
+        "dtype": "bfloat16",
+        "normalize": False,
+        "dim": 3,
+        "query_prompt": "",
+        "document_prompt": "a ",
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def prompted_folder(tmp_path_factory):
+    prompts = {"query": "green river: ", "document": "paper "}
+    return str(make_model(tmp_path_factory.mktemp("prompted") / "model", prompts=prompts))
+
+
+def test_every_option_is_in_the_fingerprint_and_comes_back_from_the_record(prompted_folder):
+    prints = {}
+    for name, options in OPTIONS.items():
+        encoder = Encoder.load(prompted_folder, **options)
+        record = json.loads(json.dumps(encoder.made_by))  # as a folder keeps it
+        assert {key: record[key] for key in options} == options
+        again = Encoder.load(prompted_folder, **load_options(record))
+        assert again.fingerprint == encoder.fingerprint
+        assert again.encode_queries(TEXTS[:3]).tobytes() == encoder.encode_queries(TEXTS[:3]).tobytes()
+        assert Encoder.load(**encoder.options).made_by == encoder.made_by
+        prints[name] = encoder.fingerprint
+    assert len(set(prints.values())) == len(OPTIONS)
+    # What is asked for counts, not that it was: the folder's own values make the folder's own encoder.
+    same = {"max_length": 32, "dtype": "float32", "normalize": True, "dim": 32, "pooling": "mean"}
+    same |= {"query_prompt": "green river: ", "document_prompt": "paper "}
+    assert Encoder.load(prompted_folder, **same).fingerprint == prints["nothing"]
+
+
+def test_dim_cuts_and_then_scales(prompted_folder):
+    raw = Encoder.load(prompted_folder, normalize=False).encode_documents(TEXTS)
+    cut = Encoder.load(prompted_folder, dim=8)
+    assert (cut.dim, cut.fields["dim"]) == (8, 8)
+    by_hand = raw[:, :8] / np.linalg.norm(raw[:, :8], axis=1, keepdims=True)
+    np.testing.assert_allclose(cut.encode_documents(TEXTS), by_hand, atol=1e-6)
+    np.testing.assert_allclose(cut.encode_documents(TEXTS[:1]), by_hand[:1], atol=1e-6)
+    kept = Encoder.load(prompted_folder, dim=8, normalize=False).encode_documents(TEXTS)
+    np.testing.assert_allclose(kept, raw[:, :8], atol=1e-6)
+    assert cut.encode_queries([]).shape == (0, 8)
+    for dim in (0, 33, -1):
+        with pytest.raises(InputError, match=f"dim is {dim}; expected 1 to 32, the model's own"):
+            Encoder.load(prompted_folder, dim=dim)
+
+
+def test_normalize_over_what_the_folder_says(tmp_path, prompted_folder):
+    raw = Encoder.load(prompted_folder, normalize=False).encode_documents(TEXTS)
+    unit = Encoder.load(prompted_folder).encode_documents(TEXTS)
+    assert np.abs(np.linalg.norm(raw, axis=1) - 1).min() > 0.1
+    np.testing.assert_allclose(unit, raw / np.linalg.norm(raw, axis=1, keepdims=True), atol=1e-6)
+    folder = str(make_model(tmp_path / "raw", normalize=False))
+    assert Encoder.load(folder).fields["normalize"] is False
+    scaled = Encoder.load(folder, normalize=True).encode_documents(TEXTS)
+    np.testing.assert_allclose(np.linalg.norm(scaled, axis=1), 1, atol=1e-6)
+
+
+def test_prompts_over_what_the_folder_says(prompted_folder):
+    own, bare = Encoder.load(prompted_folder), Encoder.load(prompted_folder, query_prompt="", document_prompt="")
+    other = Encoder.load(prompted_folder, query_prompt="cat ", document_prompt="dog, ")
+    expected = bare.encode_queries([f"cat {text}" for text in TEXTS])
+    np.testing.assert_allclose(other.encode_queries(TEXTS), expected, atol=1e-6)
+    expected = bare.encode_documents([f"dog, {text}" for text in TEXTS])
+    np.testing.assert_allclose(other.encode_documents(TEXTS), expected, atol=1e-6)
+    np.testing.assert_allclose(bare.encode_queries(TEXTS), bare.encode_documents(TEXTS), atol=1e-6)
+    assert np.abs(own.encode_queries(TEXTS) - bare.encode_queries(TEXTS)).max() > 1e-3
+    half = Encoder.load(prompted_folder, query_prompt="cat ")
+    np.testing.assert_allclose(half.encode_documents(TEXTS), own.encode_documents(TEXTS), atol=1e-6)
+
+
+def test_what_this_machine_or_backend_does_not_have(model_folder):
+    with pytest.raises(InputError, match=rf"device 'cuda:9' cannot be used \(.+\); here are {', '.join(devices())}"):
+        Encoder.load(str(model_folder), device="cuda:9")
+    with pytest.raises(InputError, match="dtype is 'float64'; expected one of float32, bfloat16, float16, int8"):
+        Encoder.load(str(model_folder), dtype="float64")
+    with pytest.raises(InputError, match="backend is 'onnx'; expected one of torch, openvino, auto"):
+        Encoder.load(str(model_folder), backend="onnx")
+    with pytest.raises(InputError, match="backend openvino computes in float32, bfloat16 or int8; dtype is float16"):
+        Encoder.load(str(model_folder), backend="openvino", dtype="float16")
+    assert Encoder.load(str(model_folder), device="cpu").backend.device.type == "cpu"
+
+
+def test_stream_takes_whatever_documents_are(encoder):
+    texts = random_texts(7, seed=4, longest=50)
+    forms = [
+        texts,
+        [(str(row), text) for row, text in enumerate(texts)],
+        [{"_id": row, "text": text} for row, text in enumerate(texts)],
+        [Document(str(row), text) for row, text in enumerate(texts)],
+        [(str(row), text.partition(" ")[2], text.partition(" ")[0]) for row, text in enumerate(texts)],  # with a title
+    ]
+    plain = encoder.encode_documents(texts)
+    for form in forms:
+        for source in (form, iter(form)):
+            parts = list(encoder.stream(source, window=3))
+            assert [ids for ids, _ in parts] == [["0", "1", "2"], ["3", "4", "5"], ["6"]]
+            assert [vectors.dtype for _, vectors in parts] == [np.float32] * 3
+            np.testing.assert_allclose(np.concatenate([vectors for _, vectors in parts]), plain, atol=1e-6)
+    ((ids, vectors),) = encoder.stream(texts)
+    assert ids == list("0123456")
+    assert vectors.tobytes() == plain.tobytes()
+
+
+def aheads():
+    return [thread for thread in threading.enumerate() if thread.name == "ahead"]
+
+
+def test_stream_reads_no_further_than_it_must(encoder):
+    read = []
+    endless = ((f"d{number}", f"river {number}") for number in itertools.count() if read.append(number) is None)
+    before = aheads()
+    stream = encoder.stream(endless, window=4)
+    assert not read
+    for taken in range(1, 6):
+        ids, vectors = next(stream)
+        assert ids == [f"d{number}" for number in range(4 * taken - 4, 4 * taken)]
+        assert vectors.shape == (4, 32)
+        # Two windows are made ahead, and ids are checked in blocks that double.
+        assert len(read) <= 2 * 4 * (taken + 2)
+    stream.close()
+    assert aheads() == before
+
+
+def test_stream_refuses_what_cannot_be_encoded(encoder):
+    def stream(documents, **options):
+        return [one for ids, _ in encoder.stream(documents, window=2, **options) for one in ids]
+
+    with pytest.raises(InputError, match="id 'a' occurs twice"):
+        stream([("a", "x"), ("b", "y"), ("c", "z"), ("a", "z")])
+    with pytest.raises(InputError, match="item 1: found a int"):
+        stream([("a", "x"), 3])
+    with pytest.raises(InputError, match="no documents found"):
+        stream([])
+    with pytest.raises(InputError, match="window is 0 documents; expected at least 1"):
+        list(encoder.stream(["a"], window=0))
+    # What came before the bad one has come out.
+    parts = encoder.stream([("a", "x"), ("b", "y"), ("a", "z")], window=1)
+    assert [next(parts)[0], next(parts)[0]] == [["a"], ["b"]]
+    with pytest.raises(InputError, match="id 'a' occurs twice"):
+        next(parts)
+
+
+def test_many_windows_equal_one_and_tell_how_far_they_are(encoder, monkeypatch):
+    texts = random_texts(50, seed=6, longest=50)
+    whole, seen, calls = encoder.encode_documents(texts), [], []
+    run = Encoder.run
+    monkeypatch.setattr(Encoder, "run", lambda self, part, *a: calls.append(part.documents) or run(self, part, *a))
+    monkeypatch.setattr("retrieval.encoder._WINDOW", 8)
+    monkeypatch.setattr(encoder.backend, "tokens_in_a_batch", 64)
+    before, threads = encoder.truncated, aheads()
+    parts = encoder.encode_documents(texts, lambda done, total: seen.append((done, total)))
+    np.testing.assert_allclose(parts, whole, atol=1e-6)
+    assert calls == [8] * 6 + [2]
+    done = [done for done, _ in seen]
+    assert done == sorted(set(done))
+    assert done[-1] == 50
+    assert len(done) > 7  # within windows too
+    assert {total for _, total in seen} == {50}
+    assert encoder.truncated - before == sum(len(text.split()) > 30 for text in texts)
+    assert aheads() == threads
+    alone = []
+    encoder.encode_queries(texts[:1], lambda *progress: alone.append(progress))
+    assert alone == [(1, 1)]
+
+
+def test_an_error_in_the_middle_of_many_windows_ends_the_thread(encoder, monkeypatch):
+    monkeypatch.setattr("retrieval.encoder._WINDOW", 2)
+
+    def stop(done, total):
+        if done == 4:
+            raise Killed
+
+    before = aheads()
+    with pytest.raises(Killed):
+        encoder.encode_documents(random_texts(40), stop)
+    assert aheads() == before
 
 
 def test_names_that_lead_nowhere():
