@@ -1,6 +1,5 @@
 """The commands of evaluation: `retrokit evaluate` and `retrokit collection`."""
 
-import os
 import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,6 +16,7 @@ from evaluation.systems import evaluate as evaluate_retriever
 from evaluation.testsets import TestSet, load_dataset
 from indexes.errors import InputError
 from indexes.manifest import refuse_existing, write_json
+from retrieval.cache import cache_home
 from retrieval.console import note, out, progress, table
 
 _PACKAGES = ("retrokit", "numpy", "torch", "sentence-transformers", "faiss-cpu", "faiss-gpu", "bm25s")
@@ -201,8 +201,7 @@ def _open_encoder(name: str, testset: TestSet, cache: Path | None) -> _Opened:
 
 def _cache_folder(cache: Path | None, testset: TestSet, encoder_fingerprint: str) -> Path:
     """A folder for one corpus and one encoder by their fingerprints, as names lie; all splits share it."""
-    root = cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "retrokit"
-    return root / f"{testset.corpus_fingerprint[:24]}-{encoder_fingerprint[:24]}"
+    return (cache or cache_home()) / f"{testset.corpus_fingerprint[:24]}-{encoder_fingerprint[:24]}"
 
 
 def _versions() -> dict[str, str]:

@@ -84,7 +84,7 @@ def encode(
         dtype=dtype,
         backend=backend,
         tolerance=tolerance,
-        device=device or local_device(),
+        device=device or (None if backend == "openvino" else local_device()),
     )
     long = LongDocuments(long_documents, passage_tokens, overlap)
     runner = _runner(workers, ray, device)

@@ -29,6 +29,26 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "bfloat16", "float16", "int8")
 BACKENDS = ("torch", "openvino", "auto")
+_ARCHITECTURE = (
+    "model_type",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "hidden_activation",
+    "layer_norm_eps",
+    "norm_eps",
+    "rms_norm_eps",
+    "position_embedding_type",
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+    "layer_types",
+    "sliding_window",
+    "local_attention",
+    "is_decoder",
+)
 TOLERANCE = 1e-5
 """Of float32: how far, 1 - cosine, its vectors differ between backends and devices at most."""
 _WINDOW = 2048
@@ -52,12 +72,12 @@ class Encoder:
     Make one with `Encoder.load`. Everything that decides what a vector means is in `fields`, read from the model
     folder and never guessed; `fingerprint` is the SHA-256 over it. Backends and devices are not in it: at the same
     dtype their vectors agree within the tolerance of that dtype (smallest cosine with float32 on torch: float32
-    0.99999, bfloat16 0.999, int8 0.99; benchmarks/encoding has the figures).
+    0.99999, bfloat16 0.999, int8 0.99 in languages that the model knows; benchmarks/encoding has the figures).
 
     Attributes:
         name: What it was loaded by.
         dim: d, the length of a vector.
-        fields: weights and tokenizer (as digests), pooling, prompts, max_length, normalize, dim, dtype; for int8 also
+        fields: weights, architecture and tokenizer (as digests), pooling, prompts, max_length, normalize, dim, dtype; for int8 also
             the digest of the calibration texts.
         fingerprint: SHA-256 over `fields`.
         backend: What runs it.
@@ -133,10 +153,13 @@ class Encoder:
         settings = read_model_folder(resolve(name), pooling=pooling)
         settings = _changed(settings, max_length, normalize, query_prompt, document_prompt)
         _check_choice(dtype, backend)
-        device = check_device(device) if device else best_device()
+        device = check_device(device or ("cpu" if backend == "openvino" else best_device()))
+        if backend == "openvino" and device != "cpu":
+            raise InputError(f"backend openvino computes on the cpu here; device is {device!r}: leave it out")
         module, tokenizer = _load_module(name, settings, dim, "float32" if dtype == "int8" else dtype)
         fields = {
             "weights": weights_digest(dict(module.state_dict())),
+            "architecture": architecture_digest(module.backbone.config),
             "tokenizer": tokenizer_digest(tokenizer),
             "pooling": settings.pooling,
             "query_prompt": settings.query_prompt,
@@ -381,6 +404,12 @@ def weights_digest(tensors: Mapping[str, Any]) -> str:
         digest.update(f"{name}|{plain.dtype}|{tuple(plain.shape)}\0".encode())
         digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def architecture_digest(config: Any) -> str:
+    """SHA-256 of the settings by which the same weights compute something else: heads, activation, positions …"""
+    found = {name: getattr(config, name, None) for name in _ARCHITECTURE}
+    return fingerprint({name: value for name, value in found.items() if value is not None})
 
 
 def tokenizer_digest(tokenizer: Any) -> str:

@@ -45,15 +45,15 @@ class RayActors:
         self.gpus = int(resources.get("GPU", 0))
         nodes = sum(node["Alive"] for node in self.ray.nodes())
         self.workers = workers or self.gpus or nodes
-        # Room is left for the actors of a node that dies: they move to those that live.
         self.threads = max(1, int(resources.get("CPU", 1)) // self.workers)
 
     def encode(self, encoder: Encoder, works: Iterator[Work], long: LongDocuments, report: Report) -> Made:
         """Encode shards in the actors."""
         ray = self.ray
-        needs = {"num_gpus": 1, "num_cpus": 0} if self.gpus else {"num_gpus": 0, "num_cpus": 0}
-        actor = ray.remote(**needs, max_restarts=0, scheduling_strategy="SPREAD")(_Encoding)
-        device = "cuda" if self.gpus else "cpu"
+        on_gpu = self.gpus > 0 and encoder.backend.name == "torch"
+        # No processor is reserved: the actors of a node that dies must find room on those that live.
+        actor = ray.remote(num_gpus=int(on_gpu), num_cpus=0, max_restarts=0, scheduling_strategy="SPREAD")(_Encoding)
+        device = "cuda" if on_gpu else "cpu"
 
         def start(number: int) -> _Actor:
             handle = actor.remote(encoder.options, encoder.fingerprint, long, device, self.threads)

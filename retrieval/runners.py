@@ -250,9 +250,10 @@ class Processes:
     def encode(self, encoder: Encoder, works: Iterator[Work], long: LongDocuments, report: Report) -> Made:
         """Encode shards in the pool; each worker tokenises one while it encodes another."""
         threads = max(1, cores() // self.workers)
+        places = ["cpu"] if encoder.backend.name == "openvino" else self.devices
 
         def start(number: int) -> _Process:
-            return _Process(encoder, long, self.devices[number % len(self.devices)], threads)
+            return _Process(encoder, long, places[number % len(places)], threads)
 
         return dispatch(start, _wait, self.workers, works)
 

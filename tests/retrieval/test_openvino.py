@@ -158,7 +158,7 @@ def test_int8_is_the_same_wherever_it_is_made(tmp_path, monkeypatch, model_folde
     shown = capfd.readouterr()
     assert shown.out == ""
     assert [line.split(" (")[0] for line in shown.err.splitlines()[::2]] == ["making the int8 model for openvino"] * 2
-    assert "int8: the smallest cosine with float32 vectors is 0.9" in shown.err
+    assert "cosine of int8 with float32 vectors of calibration texts: 0.9" in shown.err
     one, other = made
     assert one.fingerprint == other.fingerprint != encoder.fingerprint
     assert len(one.fields["calibration"]) == 64
