@@ -24,7 +24,7 @@ from pretraining import MaskOptions, PretrainingModel, seeded
 from pretraining.terms.bag_of_words import set_cross_entropy, word_set
 from pretraining.terms.retromae import decoder_query
 from retrieval import Encoder
-from retrieval.encoder import quiet
+from retrieval.loading import quiet
 from retrieval.model_folder import resolve
 
 WORDS = "the of search index vector model text query rank score data language system paper method result".split()

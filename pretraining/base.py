@@ -13,7 +13,8 @@ from indexes.errors import InputError
 from indexes.manifest import read_json, write_json
 from pretraining.masking import MaskOptions
 from pretraining.objective import POOLINGS, Objective, PretrainingModel, refuse_unsupported
-from retrieval.encoder import quiet, weights_digest
+from retrieval.digests import weights_digest
+from retrieval.loading import quiet
 from retrieval.model_folder import ModelFolder, read_model_folder, resolve
 
 HEADS = "heads"

@@ -22,7 +22,7 @@ from pretraining.loop import EpochOrder, ResumableTrainer, resumable_arguments, 
 from pretraining.model_folder import LOG, package_versions
 from pretraining.objective import PretrainingModel
 from pretraining.working import CARD, KIND
-from retrieval.encoder import quiet
+from retrieval.loading import quiet
 from retrieval.model_folder import read_model_folder, resolve
 from retrieval.pairs import Pair
 

@@ -9,7 +9,7 @@ from typing import Any
 from indexes.manifest import new_folder, seal, write_json
 from pretraining.base import Base, save_heads
 from pretraining.working import CARD, KIND
-from retrieval.encoder import quiet
+from retrieval.loading import quiet
 
 LOG = "log.jsonl"
 _PACKAGES = ("torch", "transformers", "tokenizers", "sentence-transformers", "accelerate", "numpy")

@@ -20,8 +20,9 @@ from pretraining.model_folder import LOG, package_versions, write_model_folder
 from pretraining.objective import POOLINGS, Objective
 from pretraining.tokens import Collator, TokenWindows, write_tokens
 from pretraining.working import finished_card, partial_folder, working_folder
+from retrieval.digests import tokenizer_digest
 from retrieval.documents import corpus_fingerprint, read_documents
-from retrieval.encoder import quiet, tokenizer_digest
+from retrieval.loading import quiet
 
 _CHECKPOINTS, _TOKENS = "checkpoints", "tokens"
 

@@ -16,8 +16,8 @@ from torch.utils.data import Dataset
 
 from indexes.errors import InputError
 from indexes.manifest import new_folder, open_manifest, seal
+from retrieval.digests import tokenizer_digest
 from retrieval.documents import Document, document_bytes
-from retrieval.encoder import tokenizer_digest
 
 KIND = "tokens"
 SPECIALS = 2

@@ -1,11 +1,8 @@
 """Text to vectors: an encoder with explicit pooling, prompts, length and normalisation, and its fingerprint."""
 
-import contextlib
 import dataclasses
 import functools
-import hashlib
 import itertools
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,6 +14,8 @@ from indexes.errors import InputError
 from indexes.manifest import fingerprint
 from retrieval.batches import Backend, ahead, token_batches
 from retrieval.devices import best_device, check_device
+from retrieval.digests import architecture_digest, tokenizer_digest, weights_digest
+from retrieval.loading import load_module
 from retrieval.model_folder import PACKAGED, ModelFolder, read_model_folder, resolve
 from retrieval.passages import LongDocuments
 from retrieval.tokenizing import TextTokenizer, Tokenized
@@ -25,30 +24,9 @@ if TYPE_CHECKING:
     from indexes.vectors import VectorStore
     from retrieval.console import OnProgress
     from retrieval.documents import Document
-    from retrieval.torch_backend import EmbeddingModule
 
 DTYPES = ("float32", "bfloat16", "float16", "int8")
 BACKENDS = ("torch", "openvino", "auto")
-_ARCHITECTURE = (
-    "model_type",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "hidden_act",
-    "hidden_activation",
-    "layer_norm_eps",
-    "norm_eps",
-    "rms_norm_eps",
-    "position_embedding_type",
-    "rope_theta",
-    "rope_scaling",
-    "rope_parameters",
-    "layer_types",
-    "sliding_window",
-    "local_attention",
-    "is_decoder",
-)
 TOLERANCE = 1e-5
 """Of float32: how far, 1 - cosine, its vectors differ between backends and devices at most."""
 _WINDOW = 2048
@@ -77,8 +55,8 @@ class Encoder:
     Attributes:
         name: What it was loaded by.
         dim: d, the length of a vector.
-        fields: weights, architecture and tokenizer (as digests), pooling, prompts, max_length, normalize, dim, dtype; for int8 also
-            the digest of the calibration texts.
+        fields: weights, architecture and tokenizer (as digests), pooling, prompts, max_length, normalize, dim, dtype;
+            for int8 also the digest of the calibration texts.
         fingerprint: SHA-256 over `fields`.
         backend: What runs it.
         truncated: How many texts so far were longer than max_length, so that their vectors read only their beginnings.
@@ -156,7 +134,7 @@ class Encoder:
         device = check_device(device or ("cpu" if backend == "openvino" else best_device()))
         if backend == "openvino" and device != "cpu":
             raise InputError(f"backend openvino computes on the cpu here; device is {device!r}: leave it out")
-        module, tokenizer = _load_module(name, settings, dim, "float32" if dtype == "int8" else dtype)
+        module, tokenizer = load_module(name, settings, dim, "float32" if dtype == "int8" else dtype)
         fields = {
             "weights": weights_digest(dict(module.state_dict())),
             "architecture": architecture_digest(module.backbone.config),
@@ -339,84 +317,3 @@ def _check_choice(dtype: str, backend: str) -> None:
         )
     if dtype == "float16" and backend == "openvino":
         raise InputError("backend openvino computes in float32, bfloat16 or int8; dtype is float16")
-
-
-def _load_module(name: str, settings: ModelFolder, dim: int | None, dtype: str) -> "tuple[EmbeddingModule, Any]":
-    """Load the transformer and what follows it, and its tokenizer."""
-    import torch
-    from safetensors import SafetensorError
-    from transformers import AutoModel, AutoTokenizer
-
-    from retrieval.torch_backend import EmbeddingModule
-
-    try:
-        with quiet():
-            options = {"dtype": getattr(torch, dtype), "output_loading_info": True}
-            backbone, report = AutoModel.from_pretrained(settings.backbone, **options)
-            tokenizer = AutoTokenizer.from_pretrained(settings.backbone)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise InputError(f"{name} cannot be loaded as a model: {' '.join(str(error).split())[:200]}") from None
-    _leave_pooler_out(backbone, report["missing_keys"], name)
-    dense = settings.dense_layers()
-    own = int(dense[-1].out_features if dense else backbone.config.hidden_size)
-    if dim is not None and not 1 <= dim <= own:
-        raise InputError(f"dim is {dim}; expected 1 to {own}, the model's own")
-    module = EmbeddingModule(backbone, settings.pooling, dense, dim=dim or own, normalize=settings.normalize)
-    return module.eval().requires_grad_(False), tokenizer
-
-
-def _leave_pooler_out(backbone: Any, missing: Iterable[str], name: str) -> None:
-    """Drop the pooler, which has no part in any vector: where the weights lack it, transformers invents one.
-
-    Raises:
-        InputError: Other weights are missing too; what the model would compute with invented ones is noise.
-    """
-    if getattr(backbone, "pooler", None) is not None:
-        backbone.pooler = None
-    lacking = sorted(key for key in missing if not key.startswith("pooler."))
-    if lacking:
-        raise InputError(f"{name} lacks {len(lacking)} weights, such as {lacking[0]}; it is not a whole model")
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep transformers' own progress bars and load reports off the terminal."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-
-
-def weights_digest(tensors: Mapping[str, Any]) -> str:
-    """SHA-256 over every tensor's name, type, shape and bytes: the same for any file format."""
-    import torch
-
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        plain = tensor.detach().cpu().contiguous()
-        digest.update(f"{name}|{plain.dtype}|{tuple(plain.shape)}\0".encode())
-        digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def architecture_digest(config: Any) -> str:
-    """SHA-256 of the settings by which the same weights compute something else: heads, activation, positions …"""
-    found = {name: getattr(config, name, None) for name in _ARCHITECTURE}
-    return fingerprint({name: value for name, value in found.items() if value is not None})
-
-
-def tokenizer_digest(tokenizer: Any) -> str:
-    """SHA-256 of everything that decides how a tokenizer splits text."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return fingerprint(sorted(tokenizer.get_vocab().items()))
-    state = json.loads(backend.to_str())
-    # Set anew at every call, so no part of what the tokenizer is.
-    return fingerprint({name: value for name, value in state.items() if name not in ("truncation", "padding")})

@@ -22,7 +22,7 @@ from retrieval.batches import Batch, token_batches
 from retrieval.cache import cache_home
 from retrieval.calibration import calibration_texts
 from retrieval.console import note
-from retrieval.encoder import quiet
+from retrieval.loading import quiet
 from retrieval.tokenizing import TextTokenizer
 from retrieval.torch_backend import EmbeddingModule
 

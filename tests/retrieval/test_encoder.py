@@ -12,8 +12,9 @@ from fixtures import make_model, random_texts
 from indexes.errors import InputError
 from indexes.vectors import VectorStore
 from retrieval.devices import devices
+from retrieval.digests import tokenizer_digest
 from retrieval.documents import Document
-from retrieval.encoder import Encoder, load_options, tokenizer_digest
+from retrieval.encoder import Encoder, load_options
 from retrieval.model_folder import PACKAGED_SHA256, read_model_folder, resolve
 
 TEXTS = ["", *random_texts(20, seed=1, longest=60)]

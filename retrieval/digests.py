@@ -1,0 +1,57 @@
+"""What an encoder is made of, as digests: weights, architecture, tokenizer."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from indexes.manifest import fingerprint
+
+_ARCHITECTURE = (
+    "model_type",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "hidden_activation",
+    "layer_norm_eps",
+    "norm_eps",
+    "rms_norm_eps",
+    "position_embedding_type",
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+    "layer_types",
+    "sliding_window",
+    "local_attention",
+    "is_decoder",
+)
+
+
+def weights_digest(tensors: Mapping[str, Any]) -> str:
+    """SHA-256 over every tensor's name, type, shape and bytes: the same for any file format."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        plain = tensor.detach().cpu().contiguous()
+        digest.update(f"{name}|{plain.dtype}|{tuple(plain.shape)}\0".encode())
+        digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def architecture_digest(config: Any) -> str:
+    """SHA-256 of the settings by which the same weights compute something else: heads, activation, positions."""
+    found = {name: getattr(config, name, None) for name in _ARCHITECTURE}
+    return fingerprint({name: value for name, value in found.items() if value is not None})
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """SHA-256 of everything that decides how a tokenizer splits text."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return fingerprint(sorted(tokenizer.get_vocab().items()))
+    state = json.loads(backend.to_str())
+    # Set anew at every call, so no part of what the tokenizer is.
+    return fingerprint({name: value for name, value in state.items() if name not in ("truncation", "padding")})

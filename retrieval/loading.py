@@ -1,0 +1,64 @@
+"""From a model folder to the torch module that computes its vectors."""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from indexes.errors import InputError
+from retrieval.model_folder import ModelFolder
+
+if TYPE_CHECKING:
+    from retrieval.torch_backend import EmbeddingModule
+
+
+def load_module(name: str, settings: ModelFolder, dim: int | None, dtype: str) -> "tuple[EmbeddingModule, Any]":
+    """Load the transformer and what follows it, and its tokenizer."""
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModel, AutoTokenizer
+
+    from retrieval.torch_backend import EmbeddingModule
+
+    try:
+        with quiet():
+            options = {"dtype": getattr(torch, dtype), "output_loading_info": True}
+            backbone, report = AutoModel.from_pretrained(settings.backbone, **options)
+            tokenizer = AutoTokenizer.from_pretrained(settings.backbone)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise InputError(f"{name} cannot be loaded as a model: {' '.join(str(error).split())[:200]}") from None
+    _leave_pooler_out(backbone, report["missing_keys"], name)
+    dense = settings.dense_layers()
+    own = int(dense[-1].out_features if dense else backbone.config.hidden_size)
+    if dim is not None and not 1 <= dim <= own:
+        raise InputError(f"dim is {dim}; expected 1 to {own}, the model's own")
+    module = EmbeddingModule(backbone, settings.pooling, dense, dim=dim or own, normalize=settings.normalize)
+    return module.eval().requires_grad_(False), tokenizer
+
+
+def _leave_pooler_out(backbone: Any, missing: Iterable[str], name: str) -> None:
+    """Drop the pooler, which has no part in any vector: where the weights lack it, transformers invents one.
+
+    Raises:
+        InputError: Other weights are missing too; what the model would compute with invented ones is noise.
+    """
+    if getattr(backbone, "pooler", None) is not None:
+        backbone.pooler = None
+    lacking = sorted(key for key in missing if not key.startswith("pooler."))
+    if lacking:
+        raise InputError(f"{name} lacks {len(lacking)} weights, such as {lacking[0]}; it is not a whole model")
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' own progress bars and load reports off the terminal."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
