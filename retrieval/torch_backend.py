@@ -1,5 +1,7 @@
 """Token ids to vectors with torch: transformer, pooling, linear layers, cut to d dimensions, normalisation."""
 
+import contextlib
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -92,21 +94,16 @@ class TorchBackend:
 
     def _run_in_threads(self, batches: Iterable[Batch]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         """Each batch is computed by one thread: the same bits on any number of cores, and no waiting inside a batch."""
-        threads = torch.get_num_threads()
         waiting: deque[tuple[NDArray[np.int64], Future[torch.Tensor]]] = deque()
-        torch.set_num_threads(1)
-        try:
-            # Each thread is told too: its own settings are not touched by what the main thread sets.
-            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                for batch in batches:
-                    waiting.append((batch.rows, pool.submit(self._vectors, batch)))
-                    if len(waiting) > threads:
-                        rows, vectors = waiting.popleft()
-                        yield rows, vectors.result().numpy()
-                for rows, vectors in waiting:
+        # Each thread is told too: its own settings are not touched by what this one sets.
+        with _one_thread_each() as threads, ThreadPoolExecutor(threads, "torch", torch.set_num_threads, (1,)) as pool:
+            for batch in batches:
+                waiting.append((batch.rows, pool.submit(self._vectors, batch)))
+                if len(waiting) > threads:
+                    rows, vectors = waiting.popleft()
                     yield rows, vectors.result().numpy()
-        finally:
-            torch.set_num_threads(threads)
+            for rows, vectors in waiting:
+                yield rows, vectors.result().numpy()
 
     def pool_spans(self, batch: Batch, spans: Sequence[Sequence[tuple[int, int]]]) -> list[NDArray[np.float32]]:
         """For each text of a batch the vectors (spans, d) of its spans of tokens (first, last + 1), mean-pooled."""
@@ -119,12 +116,8 @@ class TorchBackend:
                 for row, line in zip(part.rows.tolist(), hidden, strict=True)
             ]
 
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # as in `run`
-        try:
+        with _one_thread_each():  # as in `run`
             return [vectors for part in self._halved(batch, pooled) for vectors in part]
-        finally:
-            torch.set_num_threads(threads)
 
     def _vectors(self, batch: Batch) -> torch.Tensor:
         return torch.cat(self._halved(batch, lambda part: self.module(*self._tensors(part))))
@@ -150,6 +143,29 @@ class TorchBackend:
     def _tensors(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         ids, mask = (torch.from_numpy(array).to(self.device, non_blocking=True) for array in (batch.ids, batch.mask))
         return ids, mask
+
+
+_counting = threading.Lock()
+_users: list[int] = []
+"""For each run that is on, in whatever thread, how many threads torch had before the first of them."""
+
+
+@contextlib.contextmanager
+def _one_thread_each() -> Iterator[int]:
+    """Have torch compute each operation in one thread; give how many it had, and has again afterwards.
+
+    The number belongs to each thread, and to the process for threads that are new: so every user sets it back.
+    """
+    with _counting:
+        threads = _users[0] if _users else torch.get_num_threads()
+        _users.append(threads)
+        torch.set_num_threads(1)
+    try:
+        yield threads
+    finally:
+        with _counting:
+            _users.pop()
+            torch.set_num_threads(threads)
 
 
 def _means(line: torch.Tensor, spans: Sequence[tuple[int, int]]) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """The torch backend: little memory, the same bytes on any number of threads, and what runs in which precision."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -233,3 +234,11 @@ def test_vectors_are_projected_then_cut_then_scaled():
     module = EmbeddingModule(torch.nn.Identity(), "mean", [layer], dim=2, normalize=True)
     with torch.no_grad():
         np.testing.assert_allclose(module.finish(torch.tensor([[1.0, 1.0]])).numpy(), [[0.6, 0.8]], atol=1e-7)
+
+
+def test_runs_of_several_threads_give_torch_its_threads_back(encoder):
+    texts = random_texts(300, seed=9)
+    with ThreadPoolExecutor(4) as pool:
+        found = [*pool.map(lambda _: encoder.encode_documents(texts), range(4)), encoder.encode_documents(texts)]
+    assert torch.get_num_threads() == 3
+    assert all((one == found[0]).all() for one in found)
