@@ -114,8 +114,7 @@ def main() -> None:
             if runner == "this process":
                 subprocess.run(["rm", "-r", str(root / "this-process-whole")], check=True)
             results[runner] = torment(runner, root, options.kills, chance)
-            print(runner, results[runner], flush=True)
-    save("kills", {"documents": options.documents, "shard rows": 64, "runners": results})
+            save("kills", {"documents": options.documents, "shard rows": 64, "runners": results})
 
 
 if __name__ == "__main__":
