@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 CORPUS = (
     "A BEIR folder, a file or folder of JSON lines (plain, .gz, .zst), Parquet or Arrow, a folder of texts, "
-    "hf:NAME[:CONFIG][@SPLIT], or python-docs[:PACKAGE,…]."
+    "hf:NAME or hf:NAME:CONFIG@SPLIT, or python-docs[:PACKAGE,…]."
 )
 ENCODER = "A model folder, a name on the model hub, or all-MiniLM-L6-v2 (packaged)."
 JSON = "Also write the result as JSON to this file."
@@ -65,8 +65,9 @@ def encode(
 ) -> None:
     """Turn a corpus into vectors: a folder of memory-mapped shards.
 
-    Killed? Run the same command again: finished shards are kept. Under torchrun or in a Slurm array each process makes
-    its share.
+    Killed? Run the same command again: finished shards are kept.
+
+    Under torchrun or in a Slurm array each process makes its share.
     """
     from retrieval.encoder import Encoder
     from retrieval.passages import LongDocuments
