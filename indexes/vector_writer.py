@@ -248,8 +248,10 @@ class VectorWriter:
         except OSError as error:
             if not self.partial.is_dir():
                 raise InputError(f"{self.partial} was removed while it was written; run the same command") from None
+            # numpy says how many bytes were written, and not that the rest found no room
+            reason = error.strerror or f"the disk is full: {error}"
             raise InputError(
-                f"{what} could not be written to {self.partial} ({error.strerror or error}); "
+                f"{what} could not be written to {self.partial} ({reason}); "
                 "finished shards are kept: mend the disk and run the same command again"
             ) from None
 
