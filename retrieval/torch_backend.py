@@ -145,26 +145,22 @@ class TorchBackend:
         return ids, mask
 
 
-_counting = threading.Lock()
-_users: list[int] = []
-"""For each run that is on, in whatever thread, how many threads torch had before the first of them."""
+_running = threading.RLock()
 
 
 @contextlib.contextmanager
 def _one_thread_each() -> Iterator[int]:
     """Have torch compute each operation in one thread; give how many it had, and has again afterwards.
 
-    The number belongs to each thread, and to the process for threads that are new: so every user sets it back.
+    One run at a time: the number belongs partly to the thread that sets it and partly to the process, so that a run
+    that ends would change the other's; and they would only take the same cores from each other.
     """
-    with _counting:
-        threads = _users[0] if _users else torch.get_num_threads()
-        _users.append(threads)
+    with _running:
+        threads = torch.get_num_threads()
         torch.set_num_threads(1)
-    try:
-        yield threads
-    finally:
-        with _counting:
-            _users.pop()
+        try:
+            yield threads
+        finally:
             torch.set_num_threads(threads)
 
 
