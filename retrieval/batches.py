@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 T = TypeVar("T")
 
+_LANES = 16
+"""Numbers of 32 bits in the widest register of a CPU; tensor cores of GPUs want multiples of 8."""
+
 
 class Batch(NamedTuple):
     """Texts that go through the model together."""
@@ -49,7 +52,9 @@ class Backend(Protocol):
         ...
 
 
-def token_batches(tokens: Sequence[Sequence[int]], budget: int, pad: int) -> Iterator[Batch]:
+def token_batches(
+    tokens: Sequence[Sequence[int]], budget: int, pad: int, most: int | None = None
+) -> Iterator[Batch]:
     """Cut texts, longest first, into batches whose padded size b × t stays within a budget of tokens.
 
     A text longer than the budget has a batch of its own. The batches follow from the texts alone, so that the same
@@ -59,12 +64,13 @@ def token_batches(tokens: Sequence[Sequence[int]], budget: int, pad: int) -> Ite
         tokens: Token ids of each text.
         budget: Of tokens in a batch, padding included.
         pad: The id that fills shorter texts up.
+        most: Tokens that the model reads: given that, batches are as wide as processors like them.
     """
     lengths = np.fromiter(map(len, tokens), dtype=np.int64, count=len(tokens))
     order = np.argsort(-lengths, kind="stable")
     start = 0
     while start < len(order):
-        width = max(int(lengths[order[start]]), 1)
+        width = _width(max(int(lengths[order[start]]), 1), most)
         rows = order[start : start + max(1, budget // width)]
         ids = np.full((len(rows), width), pad, dtype=np.int64)
         for line, row in zip(ids, rows.tolist(), strict=True):
@@ -72,6 +78,12 @@ def token_batches(tokens: Sequence[Sequence[int]], budget: int, pad: int) -> Ite
         mask = (np.arange(width) < lengths[rows, None]).astype(np.int64)
         yield Batch(rows, ids, mask)
         start += len(rows)
+
+
+def _width(longest: int, most: int | None) -> int:
+    """The next multiple of 16 where that is near: attention over 255 tokens takes longer than over 256."""
+    full = -(-longest // _LANES) * _LANES
+    return full if most is not None and full <= min(most, longest + longest // 32) else longest
 
 
 def ahead(items: Iterable[T], depth: int = 1) -> Generator[T, None, None]:

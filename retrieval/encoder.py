@@ -237,7 +237,7 @@ class Encoder:
 
         self.truncated += tokenized.truncated
         budget = self.backend.tokens_in_a_batch
-        batches = token_batches(tokenized.tokens, budget, self.tokenizer.pad)
+        batches = token_batches(tokenized.tokens, budget, self.tokenizer.pad, self.tokenizer.max_length)
         if tokenized.chunks is not None:
             vectors = pool_chunks(self.backend, batches, tokenized.chunks, self.dim, on_progress)
         else:

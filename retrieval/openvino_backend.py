@@ -68,11 +68,15 @@ class OpenVINOBackend:
         begun: deque[tuple[NDArray[np.int64], Any]] = deque()
         try:
             for batch in batches:
-                if len(begun) == 2 * self.threads:
-                    yield _oldest(begun)
-                begun.append((batch.rows, begin(compiled.create_infer_request(), batch)))
+                if len(begun) < 2 * self.threads:
+                    request = compiled.create_infer_request()
+                else:  # use one again: its memory is there already
+                    rows, request = begun.popleft()
+                    yield rows, vectors_of(request)
+                begun.append((batch.rows, begin(request, batch)))
             while begun:
-                yield _oldest(begun)
+                rows, request = begun.popleft()
+                yield rows, vectors_of(request)
         except RuntimeError:
             self._compiled.clear()  # the thread in which a batch failed would fail at every later one too
             raise
@@ -101,8 +105,3 @@ class OpenVINOBackend:
             }
             self._compiled[streams] = core().compile_model(self.model, "CPU", options)
         return self._compiled[streams]
-
-
-def _oldest(begun: "deque[tuple[NDArray[np.int64], Any]]") -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    rows, request = begun.popleft()
-    return rows, vectors_of(request)

@@ -76,6 +76,16 @@ def test_a_text_longer_than_the_budget_is_alone():
     assert batches[0].ids.shape == (1, 50)
 
 
+@pytest.mark.parametrize(
+    ("longest", "most", "width"),
+    [(255, 256, 256), (249, 512, 256), (248, 512, 248), (47, 512, 48), (255, 255, 255), (16, 512, 16), (15, 512, 15)],
+)
+def test_batches_are_filled_up_to_a_near_multiple_of_16_that_the_model_reads(longest, most, width):
+    (batch,) = token_batches([[1] * 9, [2] * longest], 10_000, PAD, most)
+    assert batch.ids.shape[1] == width
+    assert rows_of_tokens(batch) == {0: [1] * 9, 1: [2] * longest}
+
+
 @settings(deadline=None)
 @given(st.lists(st.lists(st.integers(0, 50), max_size=20), min_size=2, max_size=9))
 def test_halves_are_the_batch_and_no_wider_than_their_texts(tokens):
