@@ -123,7 +123,13 @@ class TextTokenizer:
         with self._busy:  # a fast tokenizer keeps the length inside, and breaks if two threads set it
             whole = max_length is None
             return self.tokenizer(
-                texts, add_special_tokens=not whole, truncation=not whole, max_length=max_length, verbose=False
+                texts,
+                add_special_tokens=not whole,
+                truncation=not whole,
+                max_length=max_length,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+                verbose=False,
             )
 
 
