@@ -52,9 +52,7 @@ class Backend(Protocol):
         ...
 
 
-def token_batches(
-    tokens: Sequence[Sequence[int]], budget: int, pad: int, most: int | None = None
-) -> Iterator[Batch]:
+def token_batches(tokens: Sequence[Sequence[int]], budget: int, pad: int, most: int | None = None) -> Iterator[Batch]:
     """Cut texts, longest first, into batches whose padded size b × t stays within a budget of tokens.
 
     A text longer than the budget has a batch of its own. The batches follow from the texts alone, so that the same
