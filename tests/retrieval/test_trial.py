@@ -25,6 +25,7 @@ class Fake:
         self.loaded = []
         self.fingerprint = "f" * 64
         self.refused = ()
+        self.clock = 0.0
 
     def load(self, *, backend, dtype):
         if (backend, dtype) in self.refused:
@@ -33,7 +34,7 @@ class Fake:
         angle = np.arccos(1 - self.distances[backend, dtype])
 
         def encode(texts):
-            time.sleep(self.seconds[backend, dtype])
+            self.clock += self.seconds[backend, dtype]
             return np.tile(np.array([[np.cos(angle), np.sin(angle)]], dtype=np.float64), (len(texts), 1))
 
         return SimpleNamespace(
@@ -54,7 +55,9 @@ def fake(monkeypatch):
     """On a machine that has everything."""
     monkeypatch.setattr(trial, "_version", lambda package: "1")
     monkeypatch.setattr(trial, "bfloat16_is_faster", lambda: True)
-    return Fake()
+    fake = Fake()
+    monkeypatch.setattr(time, "perf_counter", lambda: fake.clock)
+    return fake
 
 
 def test_the_fastest_within_the_tolerance_is_chosen():
