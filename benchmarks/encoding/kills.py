@@ -68,9 +68,11 @@ def torment(runner: str, root: Path, kills: int, chance: random.Random) -> dict[
     tally = {"kills": 0, "of the leader": 0, "runs that went on by themselves": 0, "finished folders": 0, "equal": 0}
     output = root / f"{runner.replace(' ', '-')}-v"
     while tally["kills"] < kills or output.with_name(f"{output.name}.partial").exists():
-        process = subprocess.Popen(
-            command(runner, root, output), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
-        )
+        # A file and not a pipe: a pipe nobody reads fills up, and the run would wait for us.
+        with (root / "said").open("wb") as said:
+            process = subprocess.Popen(
+                command(runner, root, output), stdout=subprocess.DEVNULL, stderr=said, start_new_session=True
+            )
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=chance.uniform(0.2, 1.0) * length if tally["kills"] < kills else None)
         if process.poll() is None and (found := victims(process, runner)):
@@ -84,12 +86,12 @@ def torment(runner: str, root: Path, kills: int, chance: random.Random) -> dict[
             tally["runs that went on by themselves"] += process.returncode == 0
             end(process)
         elif process.returncode != 0:
-            sys.exit(f"{runner}: {process.stderr.read().decode()}")
-        process.stderr.close()
+            sys.exit(f"{runner}: {(root / 'said').read_text()}")
         if output.is_dir():
             tally["finished folders"] += 1
             tally["equal"] += files(output) == expected
             subprocess.run(["rm", "-r", str(output)], check=True)
+        print(f"{time.monotonic() - start:7.0f} s  {runner}: {tally}", flush=True)
     if runner == "ray":
         subprocess.run([str(BIN / "ray"), "stop", "--force"], capture_output=True, check=False)
     return {**tally, "equal to one process's": expected == first, "seconds of an undisturbed run": round(length, 1)}
