@@ -64,9 +64,20 @@ class RayActors:
             ready: list[Any] = []
             while not ready:
                 ready, _ = ray.wait(list(first), num_returns=1, timeout=_SECONDS)
+                if not ready:
+                    self._check_node()
             return [first[one] for one in ready]
 
         return dispatch(start, wait, self.workers, works)
+
+    def _check_node(self) -> None:
+        # Without the node that this process is connected to, Ray starts no actor and says nothing of it.
+        mine = self.ray.get_runtime_context().get_node_id()
+        if not any(node["NodeID"] == mine and node["Alive"] for node in self.ray.nodes()):
+            raise InputError(
+                f"the Ray node {mine[:8]} that this process is connected to is gone; finished shards are kept: "
+                "run the same command again"
+            )
 
 
 class _Encoding:

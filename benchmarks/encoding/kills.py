@@ -41,7 +41,7 @@ def victims(process: subprocess.Popen[bytes], runner: str) -> list[psutil.Proces
         found = [psutil.Process(process.pid)]
         for child in found[0].children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
-                if runner != "ray" or "ray::" in " ".join(child.cmdline()):
+                if runner != "ray" or "ray::_Encoding" in " ".join(child.cmdline()):
                     found.append(child)
         return found
     return []

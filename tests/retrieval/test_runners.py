@@ -186,3 +186,34 @@ def test_ray_actors_make_the_same_bytes_though_one_is_killed(tmp_path, encoder, 
         runner.ray.shutdown()
     assert killed
     assert files(tmp_path / "v") == files(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_ray_node_that_is_gone_ends_the_run_and_its_shards_are_kept(tmp_path, encoder, documents, monkeypatch):
+    pytest.importorskip("ray")
+    import psutil
+
+    import retrieval.ray_runner as module
+
+    take = module._Actor.take
+
+    def take_and_kill_the_node(self):
+        made = take(self)
+        for raylet in psutil.Process().children():
+            if raylet.name() == "raylet":
+                for process in [*raylet.children(recursive=True), raylet]:
+                    process.kill()
+        return made
+
+    monkeypatch.setattr(module._Actor, "take", take_and_kill_the_node)
+    runner = module.RayActors(1)
+    try:
+        with pytest.raises(InputError, match=r"Ray node \w{8} .* is gone; finished shards are kept"):
+            encode_corpus(encoder, documents, tmp_path / "v", shard_rows=4, runner=runner)
+    finally:
+        runner.ray.shutdown()
+    kept = {path.name: path.read_bytes() for path in (tmp_path / "v.partial").rglob("shard-*.npy")}
+    encode_corpus(encoder, documents, tmp_path / "v", shard_rows=4)
+    assert kept
+    assert kept.items() <= files(tmp_path / "v").items()
