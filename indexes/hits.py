@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+_LAST = 0xFFFFFFFE
+
 
 class Hits(NamedTuple):
     """The best rows for each query, best first.
@@ -32,12 +34,13 @@ def top(scores: NDArray[np.floating[Any]], k: int, rows: NDArray[np.int64] | Non
     scores = np.atleast_2d(scores)  # (q, n)
     columns = np.arange(scores.shape[1], dtype=np.int64) if rows is None else rows
     rows = np.broadcast_to(columns, scores.shape)
+    if scores.dtype == np.float32 and rows.max(initial=0) <= _LAST:
+        return _pad(_top_by_keys(scores, rows, k), k)
     if scores.shape[1] > k:
         best = _best_columns(scores, k)
         scores, rows = np.take_along_axis(scores, best, axis=1), np.take_along_axis(rows, best, axis=1)
     order = np.lexsort((rows, -scores), axis=1)[:, :k]
-    found = Hits(np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1))
-    return _pad(found, k)
+    return _pad(Hits(np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)), k)
 
 
 def merge(parts: list[Hits], k: int) -> Hits:
@@ -45,6 +48,23 @@ def merge(parts: list[Hits], k: int) -> Hits:
     rows = np.concatenate([part.rows for part in parts], axis=1)
     scores = np.concatenate([part.scores for part in parts], axis=1)
     return top(scores, k, rows)
+
+
+def _top_by_keys(scores: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> Hits:
+    """The k best of each line: one integer of 64 bits holds a score and a row, and processors sort those fastest.
+
+    Its upper half orders as scores do: the bits of positive numbers are in their order, those of negative ones in the
+    opposite. Its lower half is the row, inverted.
+    """
+    bits = (scores + np.float32(0)).view(np.int32)  # without -0, which would come after 0
+    ordered = np.where(bits < 0, ~bits, bits | np.int32(-(1 << 31))).view(np.uint32)
+    keys = ordered.astype(np.uint64) << np.uint64(32) | (_LAST - rows).astype(np.uint64)
+    if keys.shape[1] > k:
+        keys = np.partition(keys, keys.shape[1] - k, axis=1)[:, keys.shape[1] - k :]
+    keys = np.sort(keys, axis=1)[:, ::-1]
+    bits = (keys >> np.uint64(32)).astype(np.uint32).view(np.int32)
+    found = np.where(bits < 0, bits & np.int32(0x7FFFFFFF), ~bits).view(np.float32)
+    return Hits(_LAST - (keys & np.uint64(0xFFFFFFFF)).astype(np.int64), found)
 
 
 def _best_columns(scores: NDArray[np.floating[Any]], k: int) -> NDArray[np.int64]:

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from indexes.approximate import Approximate, build_faiss, load_faiss, stored_rows
 from indexes.errors import InputError
-from indexes.exact import ScoreMoments
 from indexes.hits import Hits
 from indexes.lexical import Lexical
 from indexes.manifest import MANIFEST, differences, new_folder, open_manifest, seal, verify, write_json
+from indexes.moments import ScoreMoments
 from indexes.passages import Passages, check_passages
 from indexes.vectors import UNIT_TOLERANCE, VectorStore
 
@@ -172,11 +172,16 @@ class Index:
             raise InputError(f"queries have shape {queries.shape}; {self.folder} expects (queries, {self.dense.dim})")
         if not np.isfinite(queries).all():
             raise InputError("a query vector holds NaN or infinity; encode the query again")
-        lengths = np.linalg.norm(queries, axis=1)
-        far = max(lengths, key=lambda length: abs(length - 1), default=1.0)
-        if self.metric == "cosine" and abs(far - 1) > UNIT_TOLERANCE:
-            raise InputError(f"a query vector has length {far:.3f}; {self.folder} compares unit vectors (cosine)")
-        return (self.passages or self.dense).search(queries.astype(np.float32, copy=False), min(k, len(self)))
+        if self.metric == "cosine":
+            lengths = np.sqrt(np.einsum("qd,qd->q", queries, queries, dtype=np.float64))
+            wrong = np.abs(lengths - 1) > UNIT_TOLERANCE
+            if wrong.any():
+                length = lengths[wrong][0]
+                raise InputError(
+                    f"a query vector has length {length:.3f}; {self.folder} compares unit vectors (cosine)"
+                )
+        queries = np.ascontiguousarray(queries, dtype=np.float32)
+        return (self.passages or self.dense).search(queries, min(k, len(self)))
 
     def scores(self, queries: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Exact dense scores of each query (q, d) with its own documents, by row (q, m); -inf where a row is -1."""

@@ -1,6 +1,5 @@
 """Documents of several rows: search among passages, where the best passage's score is the document's (max-score)."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +7,10 @@ from numpy.typing import NDArray
 
 from indexes.approximate import Approximate
 from indexes.errors import InputError
-from indexes.hits import Hits, merge, top
+from indexes.exact import nothing, search_exact
+from indexes.hits import Hits, top
+from indexes.targets import Targets
 
-_BLOCK = 65_536
-_SLAB = 2048
-_QUERIES_AT_ONCE = 512
 _LEAST_DEPTH = 100
 _DEEPER = 4
 
@@ -40,13 +38,15 @@ class Passages:
         self._table = table
         self._documents = documents
         self._document_of = np.ascontiguousarray(table[:, 0])  # (rows,)
-        self._starts = np.searchsorted(self._document_of, np.arange(documents + 1))  # (n + 1,)
+        starts = np.searchsorted(self._document_of, np.arange(documents + 1))  # (n + 1,)
+        self._starts = starts.astype(np.int64)
+        self._targets = Targets(dense.targets.vectors, self._starts)
 
     def search(self, queries: NDArray[np.float32], k: int) -> Hits:
         """Find the k best documents for each query (q, d), k being at most n; hits are ordered by exact score."""
         if self._dense.exhaustive:
-            return self._search_all(queries, k)
-        found = Hits(np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf, np.float32))
+            return search_exact(queries, self._targets, k)
+        found = nothing(len(queries), k)
         missing = np.arange(len(queries))
         depth = max(2 * k, _LEAST_DEPTH)
         while missing.size and depth < self._dense.rows:
@@ -58,25 +58,17 @@ class Passages:
                 found.rows[done], found.scores[done] = best
             missing, depth = missing[~enough], _DEEPER * depth
         if missing.size:
-            found.rows[missing], found.scores[missing] = self._search_all(queries[missing], k)
+            found.rows[missing], found.scores[missing] = search_exact(queries[missing], self._targets, k)
         return found
 
     def scores(self, queries: NDArray[np.float32], documents: NDArray[np.int64]) -> NDArray[np.float32]:
         """Exact scores of each query (q, d) with its own documents (q, m); -inf where a document is -1."""
-        out = np.full(documents.shape, -np.inf, dtype=np.float32)
-        for query, mine, line in zip(queries, documents, out, strict=True):
-            known = mine >= 0
-            if known.any():
-                firsts, counts = self._starts[mine[known]], self._starts[mine[known] + 1] - self._starts[mine[known]]
-                begins = np.cumsum(counts) - counts  # where each document's passages begin among those of all
-                rows = np.repeat(firsts - begins, counts) + np.arange(counts.sum())
-                line[known] = np.maximum.reduceat(self._dense.vectors[rows] @ query, begins)
-        return out
+        return self._targets.scores(queries, documents)
 
     def best(self, query: NDArray[np.float32], document: int) -> tuple[int, int]:
         """The characters of a document's content where its best passage for a query (d,) begins and ends."""
         first, last = self._starts[document : document + 2]
-        row = first + int(np.argmax(self._dense.vectors[first:last] @ query))
+        row = first + int(np.argmax(self._targets.vectors[first:last].astype(np.float64) @ query))
         return int(self._table[row, 1]), int(self._table[row, 2])
 
     def _distinct(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -84,35 +76,6 @@ class Passages:
         documents = np.sort(np.where(rows < 0, -1, self._document_of[rows]), axis=1)
         documents[:, 1:][documents[:, 1:] == documents[:, :-1]] = -1
         return documents
-
-    def _search_all(self, queries: NDArray[np.float32], k: int) -> Hits:
-        """The k best of all documents, exactly; the scores of one block of documents are in memory at a time."""
-        found = Hits(np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf, np.float32))
-        for first, last in self._runs(0, self._documents, _BLOCK):
-            for start in range(0, len(queries), _QUERIES_AT_ONCE):
-                some = slice(start, start + _QUERIES_AT_ONCE)
-                here = top(self._scores_between(queries[some], first, last), min(k, last - first))
-                before = Hits(found.rows[some], found.scores[some])
-                found.rows[some], found.scores[some] = merge([before, Hits(here.rows + first, here.scores)], k)
-        return found
-
-    def _scores_between(self, queries: NDArray[np.float32], first: int, last: int) -> NDArray[np.float32]:
-        """Scores (q, last - first) of neighbouring documents, a cache-sized slab of passages at a time."""
-        scores = np.empty((len(queries), last - first), dtype=np.float32)
-        for one, other in self._runs(first, last, _SLAB):
-            rows = self._dense.vectors[self._starts[one] : self._starts[other]]
-            products = queries @ np.require(rows, np.float32, ["ALIGNED"]).T  # (q, passages); see `search_exact`
-            begins = self._starts[one:other] - self._starts[one]
-            scores[:, one - first : other - first] = np.maximum.reduceat(products, begins, axis=1)
-        return scores
-
-    def _runs(self, first: int, last: int, rows: int) -> Iterator[tuple[int, int]]:
-        """Part the documents from first to last into runs of at most so many passages, or of one longer document."""
-        while first < last:
-            end = int(np.searchsorted(self._starts, self._starts[first] + rows, side="right")) - 1
-            end = min(max(end, first + 1), last)
-            yield first, end
-            first = end
 
 
 def check_passages(table: NDArray[np.int64], rows: int, documents: int, folder: Path) -> None:

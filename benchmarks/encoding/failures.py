@@ -1,7 +1,7 @@
 """What goes wrong in long runs, provoked for real: what the user sees, and what is left on disk.
 
 A full disk and a read-only place are small file systems mounted for it (needs root, else they are left out).
-python benchmarks/encoding/failures.py
+python -m benchmarks.encoding.failures
 """
 
 import contextlib
@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from setting import save, text, tiny_model
+
+from benchmarks.setting import save, text, tiny_model
 
 RETROKIT = str(Path(sys.executable).parent / "retrokit")
 
@@ -102,7 +103,7 @@ def main() -> None:
         results = {"a vanished worker": vanished_worker(root), "a NaN in a weight": not_a_number(root)}
         if os.geteuid() == 0:
             results |= {"a full disk": full_disk(root), "a read-only place": read_only(root)}
-    save("failures", results)
+    save(__file__, results)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """SIGKILL at random moments under each runner: the finished folder must equal an undisturbed one in every byte.
 
 Each victim is drawn from the processes of the run: the command itself, worker processes, ranks, Ray actors. A run that
-ends before its kill is compared and begun anew. python benchmarks/encoding/kills.py --kills 30
+ends before its kill is compared and begun anew. python -m benchmarks.encoding.kills --kills 30
 """
 
 import argparse
@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from setting import save, text, tiny_model
+
+from benchmarks.setting import save, text, tiny_model
 
 BIN = Path(sys.executable).parent
 RUNNERS = {
@@ -116,7 +117,7 @@ def main() -> None:
             if runner == "this process":
                 subprocess.run(["rm", "-r", str(root / "this-process-whole")], check=True)
             results[runner] = torment(runner, root, options.kills, chance)
-            save("kills", {"documents": options.documents, "shard rows": 64, "runners": results})
+            save(__file__, {"documents": options.documents, "shard rows": 64, "runners": results})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A million short documents, made as they are read, through a tiny encoder: memory from the first tenth to the last.
 
-python benchmarks/encoding/memory.py
+python -m benchmarks.encoding.memory
 """
 
 import argparse
@@ -10,8 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from setting import save, text, tiny_model
-
+from benchmarks.setting import save, text, tiny_model
 from retrieval import Document, Encoder
 
 
@@ -49,7 +48,7 @@ def main() -> None:
         "MB before": round(before),
         "peak MB in each tenth": [round(peak) for peak in peaks],
     }
-    save("memory", result)
+    save(__file__, result)
 
 
 if __name__ == "__main__":

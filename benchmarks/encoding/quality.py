@@ -1,15 +1,14 @@
 """What precision and storage cost in ranking: nDCG@10 and Recall@100 on SciFact, exact search, all-MiniLM-L6-v2.
 
 Queries are encoded at the precision of the documents; stored forms are those of the float32 vectors, and their queries
-are float32. python benchmarks/encoding/quality.py (about 10 minutes on 2 cores)
+are float32. python -m benchmarks.encoding.quality (about 10 minutes on 2 cores)
 """
 
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from setting import save, scifact
-
+from benchmarks.setting import save, scifact
 from evaluation import evaluate, load_dataset
 from indexes import VectorStore, save_vectors
 from retrieval import Encoder, Retriever, build_index
@@ -51,7 +50,7 @@ def main() -> None:
             store = save_vectors(root / form, plain[:], plain.ids, made_by=plain.made_by, storage=form)
             rows[f"stored as {form}"] = measure(store, encoder, root / f"{form}.index", testset)
             print(form, rows[f"stored as {form}"], flush=True)
-    save("quality", {"systems": rows})
+    save(__file__, {"systems": rows})
 
 
 if __name__ == "__main__":

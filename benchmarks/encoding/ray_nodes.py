@@ -1,6 +1,6 @@
 """A Ray cluster of two nodes on this machine, one of which is killed in the middle: same bytes as one process.
 
-python benchmarks/encoding/ray_nodes.py
+python -m benchmarks.encoding.ray_nodes
 """
 
 import argparse
@@ -9,8 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from setting import save, text, tiny_model
-
+from benchmarks.setting import save, text, tiny_model
 from retrieval import Document, Encoder, RayActors
 
 
@@ -57,7 +56,7 @@ def main() -> None:
         "seconds": round(spent, 1),
         "same bytes as one process": equal,
     }
-    save("ray_nodes", result)
+    save(__file__, result)
 
 
 if __name__ == "__main__":

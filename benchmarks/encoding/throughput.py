@@ -5,7 +5,7 @@ system's figure is that of its quickest round, as in timeit: what else the machi
 the ratio of the medians stands beside it.
 
 The share of the machine's peak is the model's multiplications (2 operations each) a second over those of a 2048 x 2048
-matrix product by torch, measured in the same rounds. On a quiet machine: python benchmarks/encoding/throughput.py
+matrix product by torch, measured in the same rounds. On a quiet machine: python -m benchmarks.encoding.throughput
 """
 
 import argparse
@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from setting import save, scifact
 
+from benchmarks.setting import save, scifact
 from retrieval import Encoder, read_documents
 from retrieval.model_folder import PACKAGED, resolve
 
@@ -105,7 +105,7 @@ def main() -> None:
         "its rounds": [round(len(texts) / one, 1) for one in times["SentenceTransformer.encode"]],
         "systems": rows,
     }
-    save("throughput", result)
+    save(__file__, result)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from indexes.errors import InputError
-from indexes.exact import ScoreMoments, search_exact
+from indexes.exact import search_exact
 from indexes.index import Entry, Index
 from indexes.lexical import Lexical
 from indexes.manifest import differences, new_folder, refuse_existing
+from indexes.moments import ScoreMoments
 from indexes.transfer import save_vectors
 
 FACTORIES = ["Flat", "HNSW16", "HNSW16_SQ8", "IVF8,Flat", "SQ8", "PQ8x4fs", "IVF8,PQ8x4fs,RFlat", "PCA16,Flat"]
@@ -46,7 +47,7 @@ def entries():
 @pytest.mark.parametrize("factory", FACTORIES)
 def test_every_factory_gives_exact_scores_and_min_k_n_hits(store, rows, queries, factory, tmp_path):
     index = Index.build(store, factory, tmp_path / "index")
-    truth = search_exact(queries, [(0, rows)], 10)
+    truth = search_exact(queries, rows, 10)
     found = index.search(queries, 10)
     exact = np.take_along_axis(queries @ rows.T, found.rows, axis=1)
     np.testing.assert_allclose(found.scores, exact, atol=1e-6)
@@ -96,10 +97,10 @@ def test_vectors_kept_in_other_forms_are_searched_as_they_are_read_back(rows, qu
     read = store[:]
     found = index.search(queries, 10)
     np.testing.assert_allclose(found.scores, np.take_along_axis(queries @ read.T, found.rows, axis=1), atol=1e-6)
-    assert index.dense.vectors.dtype == np.float32
+    assert index.dense.targets.vectors.dtype == np.float32
     assert index.metric == "cosine"
     if factory == "Flat":
-        np.testing.assert_array_equal(found.rows, search_exact(queries, [(0, read)], 10).rows)
+        np.testing.assert_array_equal(found.rows, search_exact(queries, read, 10).rows)
 
 
 def test_search_refuses_what_would_answer_wrongly(store, queries, tmp_path):
@@ -123,7 +124,7 @@ def test_inner_product_where_vectors_are_not_of_unit_length(tmp_path, rows, quer
     index = Index.build(store, "Flat", tmp_path / "index")
     assert index.metric == "ip"
     np.testing.assert_allclose(
-        index.search(queries * 2, 1).scores, 6 * search_exact(queries, [(0, rows)], 1).scores, rtol=1e-5
+        index.search(queries * 2, 1).scores, 6 * search_exact(queries, rows, 1).scores, rtol=1e-5
     )
 
 

@@ -99,14 +99,13 @@ def test_flat_gives_the_best_documents_by_their_best_passages(flat, vectors, que
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_flat_breaks_ties_by_document_across_blocks_and_slabs(tmp_path, monkeypatch, seed):
+def test_flat_breaks_ties_by_document_across_blocks(tmp_path, monkeypatch, seed):
     """Sums that are exact in float32: documents and scores equal brute force bit for bit, ties and all."""
     rng = np.random.default_rng(seed)
     counts = np.concatenate([rng.integers(1, 7, size=150), [60], rng.integers(1, 4, size=20)])
     vectors, queries = coarse(rng, counts.sum()), coarse(rng, 25)
-    monkeypatch.setattr("indexes.passages._BLOCK", 40)
-    monkeypatch.setattr("indexes.passages._SLAB", 16)
-    monkeypatch.setattr("indexes.passages._QUERIES_AT_ONCE", 10)
+    monkeypatch.setattr("indexes.exact._ROWS_AT_ONCE", 40)
+    monkeypatch.setattr("indexes.exact._QUERIES_AT_ONCE", 10)
     index = Index.build(make_store(tmp_path / "v", vectors, counts), "Flat", tmp_path / "i")
     truth = max_scores(queries, vectors, counts)
     assert len(np.unique(truth)) < 40  # ties everywhere
@@ -184,7 +183,7 @@ def test_rows_kept_in_other_forms_are_searched_as_they_are_read_back(tmp_path, v
         index = Index.build(store, factory, tmp_path / factory)
         found = index.search(queries, 10)
         np.testing.assert_allclose(found.scores, np.take_along_axis(truth, found.rows, axis=1), atol=1e-6)
-        assert index.dense.vectors.dtype == np.float32
+        assert index.dense.targets.vectors.dtype == np.float32
         if factory == "Flat":
             np.testing.assert_allclose(found.scores, -np.sort(-truth, axis=1)[:, :10], atol=1e-6)
 

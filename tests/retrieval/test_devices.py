@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from indexes.errors import InputError
+from indexes.products import bfloat16_pays
 from retrieval.devices import best_device, bfloat16_is_faster, check_device, cores, devices
 
 
@@ -71,7 +72,9 @@ def test_cores_are_those_that_this_process_may_use(monkeypatch):
 
 
 @pytest.mark.parametrize(("low", "expected"), [(0.5, True), (0.9, False), (2.0, False)])
-def test_bfloat16_is_faster_if_it_is_clearly_faster(machine, monkeypatch, low, expected):
+def test_bfloat16_is_faster_if_it_is_clearly_faster(machine, monkeypatch, request, low, expected):
+    bfloat16_pays.cache_clear()
+    request.addfinalizer(bfloat16_pays.cache_clear)
     clock = [0.0]
 
     class Matrix:

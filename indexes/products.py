@@ -1,0 +1,176 @@
+"""Inner products of queries with many rows at once: which may pass a limit, fast, with a bound of the error."""
+
+import time
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexes.targets import Scratch, best_of
+
+_BFLOAT16 = np.float32(2.0**-8 * (1 + 2.0**-7))
+_TINY = 1e-36
+_GREATEST = 1e37
+_BFLOAT16_QUERIES = 8
+_BFLOAT16_PRODUCTS = 1 << 32
+
+
+class Pairs(NamedTuple):
+    """Pairs of a query and a target, by query, then target, with bounds of their exact scores."""
+
+    lines: NDArray[np.int64]
+    columns: NDArray[np.int64]
+    low: NDArray[np.float32]
+    high: NDArray[np.float32]
+
+
+class Float64Products:
+    """Scores in float64, rounded to float32: the exact ones.
+
+    Its subclasses leave out nearly all targets for certain by faster products.
+
+    Args:
+        queries: (q, d), contiguous.
+    """
+
+    def __init__(self, queries: NDArray[np.float32]) -> None:
+        self.exact_queries = queries.astype(np.float64)
+
+    def exact(self, rows: NDArray[np.float32], begins: NDArray[np.int64] | None) -> NDArray[np.float32]:
+        """Scores (q, m) of a chunk's rows (r, d), whose targets begin at `begins` (m,)."""
+        return best_of(self.exact_queries @ rows.astype(np.float64).T, begins).astype(np.float32)
+
+    def above(self, rows: NDArray[np.float32], begins: NDArray[np.int64] | None, limits: NDArray[np.float32]) -> Pairs:
+        """All pairs whose exact score is above the query's limit (q,), and perhaps some more."""
+        lines, columns, found = _above(self.exact(rows, begins), limits)
+        return Pairs(lines, columns, found, found)
+
+
+class Float32Products(Float64Products):
+    """Scores by numpy's matrix product in float32.
+
+    Args:
+        queries: (q, d), contiguous.
+        longest: No row is longer.
+    """
+
+    def __init__(self, queries: NDArray[np.float32], longest: float) -> None:
+        super().__init__(queries)
+        self.queries = queries
+        self.slack = _rounded_up(float32_error(queries.shape[1]) * lengths(queries) * longest)
+        self.scores = Scratch(np.float32)
+
+    def above(self, rows: NDArray[np.float32], begins: NDArray[np.int64] | None, limits: NDArray[np.float32]) -> Pairs:
+        """All pairs whose exact score is above the query's limit (q,), and perhaps some more."""
+        scores = np.matmul(self.queries, rows.T, out=self.scores.array(len(self.queries), len(rows)))
+        lines, columns, near = _above(best_of(scores, begins), limits - self.slack)
+        slack = self.slack[lines]
+        return Pairs(lines, columns, near - slack, near + slack)
+
+
+class Bfloat16Products(Float64Products):
+    """Scores by torch's matrix product in bfloat16: twice as fast where the processor has it, but 200 times as far.
+
+    All its products are torch's: threads of numpy's and of torch's would get in each other's way.
+
+    Args:
+        queries: (q, d), contiguous.
+        longest: No row is longer.
+    """
+
+    def __init__(self, queries: NDArray[np.float32], longest: float) -> None:
+        import torch
+
+        super().__init__(queries)
+        self.torch = torch
+        self.queries = torch.from_numpy(queries).bfloat16()
+        self.rows, self.scores = Scratch(np.int16), Scratch(np.int16)
+        rounded = self.queries.float().numpy()
+        moved = lengths(queries - rounded)
+        self.slack = _rounded_up((moved + bfloat16_error(queries.shape[1]) * lengths(rounded)) * longest)
+
+    def exact(self, rows: NDArray[np.float32], begins: NDArray[np.int64] | None) -> NDArray[np.float32]:
+        """Scores (q, m) of a chunk's rows (r, d), whose targets begin at `begins` (m,)."""
+        products = self.torch.from_numpy(self.exact_queries) @ self.torch.from_numpy(rows).double().T
+        return best_of(products.numpy(), begins).astype(np.float32)
+
+    def above(self, rows: NDArray[np.float32], begins: NDArray[np.int64] | None, limits: NDArray[np.float32]) -> Pairs:
+        """All pairs whose exact score is above the query's limit (q,), and perhaps some more."""
+        near_rows = self._bfloat16(self.rows.array(*rows.shape)).copy_(self.torch.from_numpy(rows))
+        bits = self.scores.array(len(self.queries), len(rows))
+        scores = self.torch.mm(self.queries, near_rows.T, out=self._bfloat16(bits))
+        lowest = limits - self.slack
+        lowest -= _BFLOAT16 * np.abs(lowest)  # the scores themselves are rounded
+        if begins is None and lowest.min() > 0:
+            # numpy has no bfloat16. But positive floating-point numbers are in the order of their bits, and the bits
+            # of negative ones, read as integers, are below those; a limit's first 16 bits are the next one below it.
+            lines, columns, some = _above(bits, (lowest.view(np.int32) >> 16).astype(np.int16))
+            near = (some.astype(np.int32) << 16).view(np.float32)
+        else:
+            lines, columns, near = _above(best_of(scores.float().numpy(), begins), lowest)
+        slack = (self.slack[lines] + _BFLOAT16 * np.abs(near)).astype(np.float32)
+        return Pairs(lines, columns, near - slack, near + slack)
+
+    def _bfloat16(self, bits: NDArray[np.int16]) -> Any:
+        return self.torch.from_numpy(bits).view(self.torch.bfloat16)
+
+
+def fastest(queries: NDArray[np.float32], longest: float, rows: int) -> Float64Products:
+    """What multiplies so many rows of at most such a length fastest."""
+    if longest * lengths(queries).max(initial=0.0) > _GREATEST:
+        return Float64Products(queries)
+    much = len(queries) >= _BFLOAT16_QUERIES and queries.size * rows >= _BFLOAT16_PRODUCTS
+    return (Bfloat16Products if much and bfloat16_pays() else Float32Products)(queries, longest)
+
+
+@cache
+def bfloat16_pays() -> bool:
+    """Whether this processor multiplies bfloat16 matrices clearly faster than float32 ones, by trying both."""
+    import torch
+
+    def seconds(dtype: Any) -> float:
+        matrix = torch.ones(1024, 1024, dtype=dtype)
+        times = []
+        for _ in range(4):
+            start = time.perf_counter()
+            matrix @ matrix
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    return seconds(torch.bfloat16) < 0.75 * seconds(torch.float32)
+
+
+def float32_error(dim: int) -> float:
+    """How far a float32 inner product may be from the exact one, rounded to float32: a share of |x||y|.
+
+    γ = d u / (1 - d u) with u = 2^-24, whatever the order of summation; Higham, "Accuracy and Stability of Numerical
+    Algorithms" (2002), equation 3.5. Four more roundings are those of the exact score and of what is done with bounds.
+    """
+    terms = (dim + 4) * 2.0**-24
+    return terms / (1 - terms)
+
+
+def bfloat16_error(dim: int) -> float:
+    """The same of a product of rows rounded to bfloat16, summed in float32.
+
+    Rounding moves each number, and so each row, by at most 2^-8 of itself. The processor adds products in pairs, which
+    may round twice as often.
+    """
+    return (1 + float(_BFLOAT16)) * (1 + float32_error(2 * dim)) - 1
+
+
+def lengths(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
+    """(n,) of (n, d)."""
+    return np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
+
+
+def _rounded_up(slack: NDArray[np.float64]) -> NDArray[np.float32]:
+    return np.nextafter((slack + _TINY).astype(np.float32), np.float32(np.inf))
+
+
+def _above(scores: NDArray[Any], limits: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[Any]]:
+    """Where scores (q, m) are above their line's limit (q,), by line, then column, and the scores there."""
+    # Of flat arrays numpy finds the few that are true several times faster than of matrices.
+    places = np.flatnonzero((scores > limits[:, None]).ravel())
+    return *np.divmod(places, scores.shape[1]), scores.ravel()[places]
