@@ -1,5 +1,6 @@
 """FAISS: build any factory string, save and map the file, search it, and score its candidates again exactly."""
 
+import math
 import re
 from importlib import metadata
 from pathlib import Path
@@ -17,7 +18,10 @@ from indexes.vectors import VectorStore
 _DISTRIBUTIONS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs", "faiss-gpu-cu12", "faiss-gpu-cu11")
 _TRAINING_ROWS = 262_144
 _OVERSAMPLE = 4
+_FILTERED = 8
 _BLOCK = 65_536
+_FEW_ROWS = 20_000
+_GRAPH_SHARE = 0.3
 
 
 def load_faiss() -> Any:
@@ -118,21 +122,51 @@ class Approximate:
         self.exhaustive = type(self._index).__name__ == "IndexFlatIP"
         _widen(faiss, self._index)
 
-    def search(self, queries: NDArray[np.float32], k: int) -> Hits:
-        """Find the k best rows for each query (q, d), k being at most n; hits are ordered by exact score."""
-        if self.exhaustive:
-            return search_exact(queries, self.targets, k)
-        wanted = min(k * _OVERSAMPLE if self._lossy else k, self.rows)
+    def search(self, queries: NDArray[np.float32], k: int, keep: NDArray[np.bool_] | None = None) -> Hits:
+        """Find the k best rows for each query (q, d), of those to keep (n,); hits are ordered by exact score.
+
+        k is at most the number of rows to keep. Those few enough are searched exactly. FAISS goes through more of them:
+        through more lists, or farther through the graph, the rarer they are.
+        """
+        times = _FILTERED if keep is not None else _OVERSAMPLE if self._lossy else 1
+        wanted = min(times * k, self.rows)
+        parameters = None if keep is None else self._parameters(keep, wanted)
+        if self.exhaustive or (keep is not None and parameters is None):
+            return search_exact(queries, self.targets, k, keep=keep)
         try:
-            _, rows = self._index.search(queries, wanted)  # (q, wanted)
+            _, rows = self._index.search(queries, wanted, params=parameters)  # (q, wanted)
         except RuntimeError as error:
+            if keep is not None:  # some kinds of lists (residual quantizers, spectral hashing) take no selector
+                return search_exact(queries, self.targets, k, keep=keep)
             raise InputError(f"FAISS cannot search {type(self._index).__name__}: {_reason(error)}") from None
         found = top(self.scores(queries, rows), k, rows)
         short = found.rows[:, -1] < 0
+        if keep is not None:  # few among the nearest: what is kept lies elsewhere, and these are but its edge
+            short |= rows[:, -1] < 0
         if short.any():
-            whole = search_exact(queries[short], self.targets, k)
+            whole = search_exact(queries[short], self.targets, k, keep=keep)
             found.rows[short], found.scores[short] = whole.rows, whole.scores
         return found
+
+    def _parameters(self, keep: NDArray[np.bool_], wanted: int) -> Any:
+        """How FAISS is to search among some rows only; None: it had better not.
+
+        Only of inverted lists and of graphs is it known how much farther they must be searched. FAISS' other indexes
+        ignore the filter, or refuse it, once they are nested (IndexRefine, IndexPreTransform, IndexPQFastScan).
+        """
+        count = int(np.count_nonzero(keep))
+        share = count / self.rows
+        if self.exhaustive or count <= _FEW_ROWS:
+            return None
+        faiss = load_faiss()
+        lists, graph = isinstance(self._index, faiss.IndexIVF), isinstance(self._index, faiss.IndexHNSW)
+        if lists and self._index.nprobe / share < self._index.nlist:
+            # A fresh object for each search: FAISS changes those it is given, so that threads must not share them.
+            return faiss.SearchParametersIVF(sel=_selector(faiss, keep), nprobe=math.ceil(self._index.nprobe / share))
+        if graph and share >= _GRAPH_SHARE:
+            effort = math.ceil(max(self._index.hnsw.efSearch, 2 * wanted) / share)
+            return faiss.SearchParametersHNSW(sel=_selector(faiss, keep), efSearch=effort)
+        return None
 
     def scores(self, queries: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Exact inner products of each query (q, d) with its own rows (q, m); -inf where a row is -1."""
@@ -151,10 +185,14 @@ def stored_rows(index: Any) -> NDArray[np.float32] | None:
     return faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * flat.d).reshape(flat.ntotal, flat.d)
 
 
+def _selector(faiss: Any, keep: NDArray[np.bool_]) -> Any:
+    return faiss.IDSelectorBitmap(np.packbits(keep, bitorder="little"))
+
+
 def _widen(faiss: Any, index: Any) -> None:
     """Search wider than FAISS' defaults (1 list, 16 neighbours), which lose most of the answers."""
     space = faiss.ParameterSpace()
-    if hasattr(index, "storage"):
+    if isinstance(index, faiss.IndexHNSW):
         space.set_index_parameter(index, "efSearch", 128)
     lists = getattr(faiss.try_extract_index_ivf(index), "nlist", 0)
     if lists:

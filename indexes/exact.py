@@ -13,7 +13,7 @@ _ROWS_AT_ONCE = 4096
 _QUERIES_AT_ONCE = 512
 _DENSE = 1 / 16
 _PENDING = 4
-_TIED = 32
+_TIED = 4
 
 
 def search_exact(
@@ -50,15 +50,17 @@ def _search(queries: NDArray[np.float32], targets: Targets, k: int, keep: NDArra
     products = fastest(queries, targets.longest, count)
     best = _Best(queries, targets, k, products)
     for chunk in targets.chunks(_ROWS_AT_ONCE, keep):
-        if np.isneginf(best.limits).any():
-            best.add_all(chunk)
+        first = bool(np.isneginf(best.limits).any())
+        if first and k > _DENSE * len(chunk.numbers):
+            best.add_all(chunk, np.arange(len(queries)))
             continue
-        pairs = products.above(chunk.rows, chunk.begins, best.limits)
-        if len(pairs.lines) > _DENSE * len(queries) * len(chunk.numbers):
-            best.add_all(chunk)
-        else:
-            best.add(pairs._replace(columns=chunk.numbers[pairs.columns]))
-    return best.resolve()
+        pairs = products.above(chunk.rows, chunk.begins, best.limits, k)
+        dense = np.bincount(pairs.lines, minlength=len(queries)) > _DENSE * len(chunk.numbers)
+        if dense.any():
+            best.add_all(chunk, np.flatnonzero(dense))
+            pairs = pairs.where(~dense[pairs.lines])
+        best.add(pairs._replace(columns=chunk.numbers[pairs.columns]), at_once=first)
+    return best.finish()
 
 
 class _Best:
@@ -69,74 +71,77 @@ class _Best:
     """
 
     def __init__(self, queries: NDArray[np.float32], targets: Targets, k: int, products: Float64Products) -> None:
-        self.queries = queries
         self.targets = targets
         self.k = k
         self.products = products
         self.found = nothing(len(queries), k)
         self.limits = self.found.scores[:, -1]
         self.pending: list[Pairs] = []
-        self.count = 0
-        self.room = _PENDING * k * len(queries)
+        self.counts = np.zeros(len(queries), np.int64)
+        self.least_room = _PENDING * k + _ROWS_AT_ONCE // 4  # of one query
+        self.room, self.room_of_all = self.least_room, _PENDING * k * len(queries)
 
-    def add_all(self, chunk: Chunk) -> None:
-        """Score a whole chunk exactly."""
-        scores = self.products.exact(chunk.rows, chunk.begins)
-        better = scores > self.limits[:, None]
+    def add_all(self, chunk: Chunk, lines: NDArray[np.int64]) -> None:
+        """Score a whole chunk exactly, for some queries."""
+        scores = self.products.exact(chunk.rows, chunk.begins, lines)
+        better = scores > self.limits[lines, None]
         if better.any():
             scores[~better] = -np.inf
-            self._have(top(scores, min(self.k, len(chunk.numbers)), chunk.numbers))
+            self._have(lines, top(scores, min(self.k, len(chunk.numbers)), chunk.numbers))
 
-    def add(self, pairs: Pairs) -> None:
-        """Keep pairs in mind, their columns being targets' numbers; raise the limits when they are many."""
+    def add(self, pairs: Pairs, *, at_once: bool = False) -> None:
+        """Keep pairs in mind, their columns being targets' numbers; raise the limits at once, or when they are many."""
         if len(pairs.lines):
             self.pending.append(pairs)
-            self.count += len(pairs.lines)
-        if self.count > self.room:
+            self.counts += np.bincount(pairs.lines, minlength=len(self.counts))
+        if at_once or self.counts.sum() > self.room_of_all or self.counts.max() > self.room:
             self._raise_limits()
 
-    def resolve(self) -> Hits:
+    def finish(self) -> Hits:
         """Score what is kept in mind."""
         self._raise_limits()
         self._score()
         return self.found
 
-    def _have(self, hits: Hits) -> None:
-        self.found = merge([self.found, hits], self.k)
+    def _have(self, lines: NDArray[np.int64], hits: Hits) -> None:
+        rows, scores = merge([Hits(self.found.rows[lines], self.found.scores[lines]), hits], self.k)
+        self.found.rows[lines], self.found.scores[lines] = rows, scores
         self.limits = np.maximum(self.limits, self.found.scores[:, -1])
 
-    def _all(self) -> Pairs:
+    def _sorted(self) -> Pairs:
+        """What is kept in mind, by line."""
         parts: Any = zip(*self.pending, strict=True)
-        return Pairs(*map(np.concatenate, parts))
+        pairs = Pairs(*map(np.concatenate, parts))
+        return pairs.where(np.argsort(pairs.lines.astype(np.uint16), kind="stable"))  # by radix, which is for 16 bits
 
     def _raise_limits(self) -> None:
         """Find the k-th largest of the lower bounds, and forget whose upper bound is below it."""
-        if not self.count:
+        if not self.pending:
             return
-        pairs = self._all()
-        low = _table(len(self.queries), pairs.lines, pairs.low, -np.inf)
-        low = np.concatenate([self.found.scores, low], axis=1)
+        pairs = self._sorted()
+        low = np.concatenate([self.found.scores, _table(len(self.counts), pairs.lines, pairs.low, -np.inf)], axis=1)
         self.limits = np.maximum(self.limits, np.partition(low, -self.k, axis=1)[:, -self.k])
-        near = pairs.high >= self.limits[pairs.lines]
-        parts: Any = (part[near] for part in pairs)
-        self.pending = [Pairs(*parts)]
-        self.count = int(near.sum())
-        if self.count > _TIED * self.k * len(self.queries):  # whom bounds cannot tell apart
+        pairs = pairs.where(pairs.high >= self.limits[pairs.lines])
+        self.pending = [pairs]
+        self.counts = np.bincount(pairs.lines, minlength=len(self.counts))
+        if self.counts.max() > _TIED * self.least_room:  # whom bounds cannot tell apart
             self._score()
-        self.room = max(_PENDING * self.k * len(self.queries), 2 * self.count)
+        self.room = max(self.least_room, 2 * int(self.counts.max()))
+        self.room_of_all = max(_PENDING * self.k * len(self.counts), 2 * int(self.counts.sum()))
 
     def _score(self) -> None:
-        if self.count:
-            pairs = self._all()
-            self.pending, self.count = [], 0
-            numbers = _table(len(self.queries), pairs.lines, pairs.columns, -1)
-            self._have(Hits(numbers, self.targets.scores(self.queries, numbers)))
+        if not self.pending:
+            return
+        lines, numbers, _, _ = self._sorted()
+        scores = self.targets.scores_of_pairs(self.products.exact_queries, lines, numbers)
+        self.pending = []
+        self.counts[:] = 0
+        best = Hits(_table(len(self.counts), lines, numbers, -1), _table(len(self.counts), lines, scores, -np.inf))
+        self._have(np.arange(len(self.counts)), best)
 
 
 def _table(count: int, lines: NDArray[np.int64], values: NDArray[Any], fill: float) -> NDArray[Any]:
-    """The values of each line (count, longest), in their order, filled up."""
-    order = np.argsort(lines.astype(np.uint16), kind="stable")  # (by radix, which is for 16 bits)
-    lines, values = lines[order], values[order]
+    """The values of each line, which ascend, side by side (count, longest), filled up."""
     begins = np.searchsorted(lines, np.arange(count + 1))
     table = np.full((count, int(np.diff(begins).max())), fill, dtype=values.dtype)
     table[lines, np.arange(len(lines)) - begins[lines]] = values

@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexes.approximate import Approximate, build_faiss, load_faiss, stored_rows
+from indexes.attributes import Attributes
 from indexes.errors import InputError
+from indexes.exact import nothing
 from indexes.hits import Hits
 from indexes.lexical import Lexical
 from indexes.manifest import MANIFEST, differences, new_folder, open_manifest, seal, verify, write_json
@@ -24,6 +26,7 @@ _PASSAGES = "passages.npy"
 _MOMENTS = "moments.npy"
 _IDS = "ids.json"
 _LEXICAL = "lexical"
+_ATTRIBUTES = "attributes.arrow"
 _TEXTS = "texts.jsonl"
 _OFFSETS = "texts.offsets.npy"
 
@@ -36,6 +39,8 @@ class Entry(NamedTuple):
     """For BM25."""
     text: str
     """Shown with a hit."""
+    attributes: Mapping[str, Any] | None = None
+    """To filter by."""
 
 
 class Index:
@@ -54,6 +59,7 @@ class Index:
         dense: The FAISS part.
         passages: What makes documents of its rows; None where every row is a whole document.
         lexical: The BM25 part, or None.
+        attributes: Typed values of each document to filter by, or None.
         moments: Mean and covariance of the vectors, for fusion; those of all passages, where there are passages.
         corpus: `source` and `fingerprint` of the corpus.
     """
@@ -76,6 +82,8 @@ class Index:
             check_passages(table, self.dense.rows, len(self.ids), folder)
             self.passages = Passages(self.dense, table, len(self.ids))
         self.lexical = Lexical.open(folder / _LEXICAL) if (folder / _LEXICAL).is_dir() else None
+        named = folder / _ATTRIBUTES
+        self.attributes = Attributes.open(named) if named.is_file() else None
         mean_and_second = np.load(folder / _MOMENTS)
         self.moments = ScoreMoments(mean_and_second[0], mean_and_second[1:])
         self._offsets = np.load(folder / _OFFSETS, mmap_mode="r") if (folder / _OFFSETS).is_file() else None
@@ -89,6 +97,7 @@ class Index:
         *,
         entries: Iterable[Entry] | None = None,
         analyzer: str | None = None,
+        attributes: Mapping[str, Mapping[str, Any]] | None = None,
         overwrite: bool = False,
     ) -> "Index":
         """Build an index folder from a vectors folder.
@@ -99,10 +108,13 @@ class Index:
             folder: The folder to make; it appears whole or not at all.
             entries: The documents of the vectors in the same order, for BM25 and to show texts; none: dense only.
             analyzer: The name of what made the terms, kept so that queries are analysed alike.
+            attributes: Of documents by id, to filter by, beside those of the entries: bool, int, float, str, date, or
+                lists of one of these. Those not given are null.
             overwrite: Replace an existing folder.
 
         Raises:
-            InputError: The folder exists, the entries are not those of the vectors, or FAISS refuses the string.
+            InputError: The folder exists, the entries are not those of the vectors, an attribute is of another kind or
+                of no document, or FAISS refuses the string.
         """
         folder = Path(folder)
         ids, passages = vectors.ids, vectors.passages
@@ -110,14 +122,19 @@ class Index:
             if passages is not None:
                 check_passages(passages, len(vectors), len(ids), vectors.folder)
                 np.save(temporary / _PASSAGES, passages, allow_pickle=False)
-            build_faiss(vectors, factory, temporary / _DENSE)
-            _keep_raw_rows(vectors, temporary)
             moments = ScoreMoments.of(vectors.blocks(), vectors.dim)
             np.save(temporary / _MOMENTS, np.vstack([moments.mean, moments.second]), allow_pickle=False)
             write_json(temporary / _IDS, ids)
+            own: list[Mapping[str, Any] | None] = []
+            table: Attributes | None = None
             if entries is not None:
-                terms = _write_texts(temporary, _same_rows(ids, entries))
+                terms = _write_texts(temporary, _same_rows(ids, entries), own)
                 Lexical.build(terms).save(temporary / _LEXICAL)
+            if attributes is not None or any(one is not None for one in own):
+                table = _attributes_of(ids, own, attributes or {})
+                table.save(temporary / _ATTRIBUTES)
+            build_faiss(vectors, factory, temporary / _DENSE)
+            _keep_raw_rows(vectors, temporary)
             content = {
                 "made_by": vectors.made_by,
                 "encoding": vectors.encoding,
@@ -125,6 +142,7 @@ class Index:
                 "metric": "cosine" if vectors.made_by.get("normalize") else "ip",
                 "factory": factory,
                 "analyzer": analyzer,
+                "attributes": None if table is None else table.types,
                 "documents": len(ids),
                 "rows": len(vectors),
                 "dim": vectors.dim,
@@ -144,6 +162,10 @@ class Index:
         index = cls(folder, manifest)
         found = (len(index.ids), index.dense.rows, index.dense.dim, index.dense.metric)
         said = (manifest["documents"], manifest["rows"], manifest["dim"], "ip")
+        if index.attributes is not None and len(index.attributes) != len(index.ids):
+            raise InputError(
+                f"{folder}: {len(index.attributes)} of {len(index.ids)} documents have attributes: make it again"
+            )
         if found != said:
             raise InputError(
                 f"{folder}: documents, rows, dimension, metric are {found}; {MANIFEST} says {said}: make it again"
@@ -153,18 +175,41 @@ class Index:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def search(self, queries: NDArray[np.float32], k: int) -> Hits:
+    def matching(self, condition: str | NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+        """Which documents (n,) meet a filter; None: all, for there is none.
+
+        Args:
+            condition: In the language of `indexes.filters`, such as `year >= 2020 and lang in ["en", "de"]`, or the
+                documents themselves, (n,) bool.
+
+        Raises:
+            InputError: It is no filter, not one for these attributes, or the index has none.
+        """
+        if condition is None:
+            return None
+        if isinstance(condition, str):
+            if self.attributes is None:
+                raise InputError(f"{self.folder} has no attributes to filter by; build it with them")
+            return self.attributes.matching(condition)
+        if condition.dtype != bool or condition.shape != (len(self),):
+            raise InputError(
+                f"a filter is {condition.dtype} of shape {condition.shape}; expected a text, or bool of ({len(self)},)"
+            )
+        return condition
+
+    def search(self, queries: NDArray[np.float32], k: int, *, filter: str | NDArray[np.bool_] | None = None) -> Hits:
         """Find the k documents of the largest inner product for each query.
 
         Args:
             queries: (q, d) float32, made by the encoder that made the index.
             k: Hits for each query.
+            filter: Only documents that meet it are hits; see `matching`.
 
         Returns:
-            Hits (q, min(k, n)) of documents, each at most once, ordered by score, then row.
+            Hits (q, min(k, documents that meet the filter)), each at most once, ordered by score, then row.
 
         Raises:
-            InputError: k < 1, another dimension, NaN, or vectors that are not unit length under cosine.
+            InputError: k < 1, another dimension, NaN, vectors that are not unit length under cosine, or no such filter.
         """
         if k < 1:
             raise InputError(f"k is {k}; expected at least 1")
@@ -181,7 +226,9 @@ class Index:
                     f"a query vector has length {length:.3f}; {self.folder} compares unit vectors (cosine)"
                 )
         queries = np.ascontiguousarray(queries, dtype=np.float32)
-        return (self.passages or self.dense).search(queries, min(k, len(self)))
+        keep = self.matching(filter)
+        k = min(k, len(self) if keep is None else int(np.count_nonzero(keep)))
+        return (self.passages or self.dense).search(queries, k, keep) if k else nothing(len(queries), 0)
 
     def scores(self, queries: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Exact dense scores of each query (q, d) with its own documents, by row (q, m); -inf where a row is -1."""
@@ -239,6 +286,20 @@ def _keep_raw_rows(vectors: VectorStore, folder: Path) -> None:
     raw.flush()
 
 
+def _attributes_of(
+    ids: Sequence[str], own: Sequence[Mapping[str, Any] | None], attributes: Mapping[str, Mapping[str, Any]]
+) -> Attributes:
+    if unknown := attributes.keys() - set(ids):
+        raise InputError(
+            f"attributes are given for {len(unknown)} documents that the vectors lack, such as {min(unknown)!r}; "
+            "leave them out"
+        )
+    rows = [
+        {**(mine or {}), **attributes.get(one, {})} for one, mine in zip(ids, own or [None] * len(ids), strict=True)
+    ]
+    return Attributes.of(rows, ids)
+
+
 def _same_rows(ids: Sequence[str], entries: Iterable[Entry]) -> Iterable[Entry]:
     row = -1
     for row, entry in enumerate(entries):
@@ -253,12 +314,15 @@ def _same_rows(ids: Sequence[str], entries: Iterable[Entry]) -> Iterable[Entry]:
         raise InputError(f"the corpus has {row + 1} documents; the vectors have {len(ids)}: index what was encoded")
 
 
-def _write_texts(folder: Path, entries: Iterable[Entry]) -> Iterable[Sequence[str]]:
-    """Write the texts and where each begins, passing the terms on."""
+def _write_texts(
+    folder: Path, entries: Iterable[Entry], attributes: list[Mapping[str, Any] | None]
+) -> Iterable[Sequence[str]]:
+    """Write the texts and where each begins, passing the terms on, and add each entry's attributes to the list."""
     offsets: list[int] = []
     with (folder / _TEXTS).open("wb") as file:
         for entry in entries:
             offsets.append(file.tell())
             file.write(json.dumps({"id": entry.id, "text": entry.text}, ensure_ascii=False).encode() + b"\n")
+            attributes.append(entry.attributes)
             yield entry.terms
     np.save(folder / _OFFSETS, np.asarray(offsets, dtype=np.int64), allow_pickle=False)

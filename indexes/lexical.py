@@ -63,21 +63,23 @@ class Lexical:
             return np.zeros(self.rows, dtype=np.float32)
         return np.asarray(self._scorer.get_scores_from_ids(known), dtype=np.float32)
 
-    def search(self, queries: Sequence[Sequence[str]], k: int) -> Hits:
+    def search(self, queries: Sequence[Sequence[str]], k: int, keep: NDArray[np.bool_] | None = None) -> Hits:
         """Find the k best documents for each query; a document without any of its terms is no hit.
 
         Args:
             queries: The terms of each query.
             k: Hits for each query.
+            keep: (n,) which documents may be hits; None: all. What a term weighs depends on all of them.
 
         Returns:
             Hits (q, k).
         """
-        found = [self._search_one(terms, k) for terms in queries]
+        found = [self._search_one(terms, k, keep) for terms in queries]
         if not found:
             return Hits(np.empty((0, k), np.int64), np.empty((0, k), np.float32))
         return Hits(np.concatenate([hits.rows for hits in found]), np.concatenate([hits.scores for hits in found]))
 
-    def _search_one(self, terms: Sequence[str], k: int) -> Hits:
+    def _search_one(self, terms: Sequence[str], k: int, keep: NDArray[np.bool_] | None) -> Hits:
         scores = self.scores(terms)
-        return top(np.where(scores > 0, scores, -np.inf).astype(np.float32), k)
+        hits = scores > 0 if keep is None else (scores > 0) & keep
+        return top(np.where(hits, scores, -np.inf).astype(np.float32), k)

@@ -42,15 +42,20 @@ class Passages:
         self._starts = starts.astype(np.int64)
         self._targets = Targets(dense.targets.vectors, self._starts)
 
-    def search(self, queries: NDArray[np.float32], k: int) -> Hits:
-        """Find the k best documents for each query (q, d), k being at most n; hits are ordered by exact score."""
+    def search(self, queries: NDArray[np.float32], k: int, keep: NDArray[np.bool_] | None = None) -> Hits:
+        """Find the k best documents for each query (q, d), of those to keep (n,); hits are ordered by exact score.
+
+        k is at most the number of documents to keep.
+        """
         if self._dense.exhaustive:
-            return search_exact(queries, self._targets, k)
+            return search_exact(queries, self._targets, k, keep=keep)
+        kept = None if keep is None else keep[self._document_of]
+        rows = self._dense.rows if kept is None else int(np.count_nonzero(kept))
         found = nothing(len(queries), k)
         missing = np.arange(len(queries))
         depth = max(2 * k, _LEAST_DEPTH)
-        while missing.size and depth < self._dense.rows:
-            documents = self._distinct(self._dense.search(queries[missing], depth).rows)  # (q, depth)
+        while missing.size and depth < rows:
+            documents = self._distinct(self._dense.search(queries[missing], depth, kept).rows)  # (q, depth)
             enough = (documents >= 0).sum(axis=1) >= k
             if enough.any():
                 done = missing[enough]
@@ -58,7 +63,7 @@ class Passages:
                 found.rows[done], found.scores[done] = best
             missing, depth = missing[~enough], _DEEPER * depth
         if missing.size:
-            found.rows[missing], found.scores[missing] = search_exact(queries[missing], self._targets, k)
+            found.rows[missing], found.scores[missing] = search_exact(queries[missing], self._targets, k, keep=keep)
         return found
 
     def scores(self, queries: NDArray[np.float32], documents: NDArray[np.int64]) -> NDArray[np.float32]:

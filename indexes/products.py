@@ -1,6 +1,7 @@
 """Inner products of queries with many rows at once: which may pass a limit, fast, with a bound of the error."""
 
 import time
+import warnings
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -24,6 +25,10 @@ class Pairs(NamedTuple):
     low: NDArray[np.float32]
     high: NDArray[np.float32]
 
+    def where(self, chosen: NDArray[Any]) -> "Pairs":
+        """Those at some places, or where a mask is true."""
+        return Pairs(self.lines[chosen], self.columns[chosen], self.low[chosen], self.high[chosen])
+
 
 class Float64Products:
     """Scores in float64, rounded to float32: the exact ones.
@@ -37,13 +42,21 @@ class Float64Products:
     def __init__(self, queries: NDArray[np.float32]) -> None:
         self.exact_queries = queries.astype(np.float64)
 
-    def exact(self, rows: NDArray[np.float32], begins: NDArray[np.int64] | None) -> NDArray[np.float32]:
-        """Scores (q, m) of a chunk's rows (r, d), whose targets begin at `begins` (m,)."""
-        return best_of(self.exact_queries @ rows.astype(np.float64).T, begins).astype(np.float32)
+    def exact(
+        self, rows: NDArray[np.float32], begins: NDArray[np.int64] | None, lines: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """Scores (lines, m) of some queries with a chunk's rows (r, d), whose targets begin at `begins` (m,)."""
+        return best_of(self.exact_queries[lines] @ rows.astype(np.float64).T, begins).astype(np.float32)
 
-    def above(self, rows: NDArray[np.float32], begins: NDArray[np.int64] | None, limits: NDArray[np.float32]) -> Pairs:
-        """All pairs whose exact score is above the query's limit (q,), and perhaps some more."""
-        lines, columns, found = _above(self.exact(rows, begins), limits)
+    def above(
+        self, rows: NDArray[np.float32], begins: NDArray[np.int64] | None, limits: NDArray[np.float32], k: int
+    ) -> Pairs:
+        """All pairs whose exact score is above the query's limit (q,), and perhaps some more.
+
+        Where a limit is -inf, none is known yet: then the k best of these targets are among the pairs.
+        """
+        scores = self.exact(rows, begins, np.arange(len(limits)))
+        lines, columns, found = _above(scores, _first_limits(limits, scores, k, 0.0))
         return Pairs(lines, columns, found, found)
 
 
@@ -58,13 +71,16 @@ class Float32Products(Float64Products):
     def __init__(self, queries: NDArray[np.float32], longest: float) -> None:
         super().__init__(queries)
         self.queries = queries
-        self.slack = _rounded_up(float32_error(queries.shape[1]) * lengths(queries) * longest)
+        self.slack = _rounded_up(float32_error(queries.shape[1]) * lengths(queries) * longest, longest)
         self.scores = Scratch(np.float32)
 
-    def above(self, rows: NDArray[np.float32], begins: NDArray[np.int64] | None, limits: NDArray[np.float32]) -> Pairs:
+    def above(
+        self, rows: NDArray[np.float32], begins: NDArray[np.int64] | None, limits: NDArray[np.float32], k: int
+    ) -> Pairs:
         """All pairs whose exact score is above the query's limit (q,), and perhaps some more."""
         scores = np.matmul(self.queries, rows.T, out=self.scores.array(len(self.queries), len(rows)))
-        lines, columns, near = _above(best_of(scores, begins), limits - self.slack)
+        scores = best_of(scores, begins)
+        lines, columns, near = _above(scores, _first_limits(limits, scores, k, self.slack) - self.slack)
         slack = self.slack[lines]
         return Pairs(lines, columns, near - slack, near + slack)
 
@@ -88,18 +104,24 @@ class Bfloat16Products(Float64Products):
         self.rows, self.scores = Scratch(np.int16), Scratch(np.int16)
         rounded = self.queries.float().numpy()
         moved = lengths(queries - rounded)
-        self.slack = _rounded_up((moved + bfloat16_error(queries.shape[1]) * lengths(rounded)) * longest)
+        self.slack = _rounded_up((moved + bfloat16_error(queries.shape[1]) * lengths(rounded)) * longest, longest)
 
-    def exact(self, rows: NDArray[np.float32], begins: NDArray[np.int64] | None) -> NDArray[np.float32]:
-        """Scores (q, m) of a chunk's rows (r, d), whose targets begin at `begins` (m,)."""
-        products = self.torch.from_numpy(self.exact_queries) @ self.torch.from_numpy(rows).double().T
+    def exact(
+        self, rows: NDArray[np.float32], begins: NDArray[np.int64] | None, lines: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """Scores (lines, m) of some queries with a chunk's rows (r, d), whose targets begin at `begins` (m,)."""
+        products = self.torch.from_numpy(self.exact_queries[lines]) @ self._tensor(rows).double().T
         return best_of(products.numpy(), begins).astype(np.float32)
 
-    def above(self, rows: NDArray[np.float32], begins: NDArray[np.int64] | None, limits: NDArray[np.float32]) -> Pairs:
+    def above(
+        self, rows: NDArray[np.float32], begins: NDArray[np.int64] | None, limits: NDArray[np.float32], k: int
+    ) -> Pairs:
         """All pairs whose exact score is above the query's limit (q,), and perhaps some more."""
-        near_rows = self._bfloat16(self.rows.array(*rows.shape)).copy_(self.torch.from_numpy(rows))
+        near_rows = self._bfloat16(self.rows.array(*rows.shape)).copy_(self._tensor(rows))
         bits = self.scores.array(len(self.queries), len(rows))
         scores = self.torch.mm(self.queries, near_rows.T, out=self._bfloat16(bits))
+        if np.isneginf(limits).any():
+            limits = _first_limits(limits, best_of(scores.float().numpy(), begins), k, self.slack, _BFLOAT16)
         lowest = limits - self.slack
         lowest -= _BFLOAT16 * np.abs(lowest)  # the scores themselves are rounded
         if begins is None and lowest.min() > 0:
@@ -112,13 +134,19 @@ class Bfloat16Products(Float64Products):
         slack = (self.slack[lines] + _BFLOAT16 * np.abs(near)).astype(np.float32)
         return Pairs(lines, columns, near - slack, near + slack)
 
+    def _tensor(self, rows: NDArray[np.float32]) -> Any:
+        with warnings.catch_warnings():  # of maps that are read only: nothing is written here
+            warnings.simplefilter("ignore")
+            return self.torch.from_numpy(rows)
+
     def _bfloat16(self, bits: NDArray[np.int16]) -> Any:
         return self.torch.from_numpy(bits).view(self.torch.bfloat16)
 
 
 def fastest(queries: NDArray[np.float32], longest: float, rows: int) -> Float64Products:
     """What multiplies so many rows of at most such a length fastest."""
-    if longest * lengths(queries).max(initial=0.0) > _GREATEST:
+    length = lengths(queries).max(initial=0.0)
+    if max(longest, length, longest * length) > _GREATEST:
         return Float64Products(queries)
     much = len(queries) >= _BFLOAT16_QUERIES and queries.size * rows >= _BFLOAT16_PRODUCTS
     return (Bfloat16Products if much and bfloat16_pays() else Float32Products)(queries, longest)
@@ -165,8 +193,24 @@ def lengths(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
     return np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
 
 
-def _rounded_up(slack: NDArray[np.float64]) -> NDArray[np.float32]:
-    return np.nextafter((slack + _TINY).astype(np.float32), np.float32(np.inf))
+def _rounded_up(slack: NDArray[np.float64], longest: float) -> NDArray[np.float32]:
+    # Besides, processors may take numbers below 2^-126 for 0.
+    return np.nextafter((slack + _TINY * (1 + longest)).astype(np.float32), np.float32(np.inf))
+
+
+def _first_limits(
+    limits: NDArray[np.float32], scores: NDArray[np.float32], k: int, slack: Any, share: Any = 0.0
+) -> NDArray[np.float32]:
+    """Limits (q,), where there are none yet just below the k-th best of these scores (q, m), which may be off.
+
+    By a hair below, so that the k-th itself is above it.
+    """
+    unknown = np.isneginf(limits)
+    if not unknown.any() or scores.shape[1] < k:
+        return limits
+    kth = np.partition(scores, -k, axis=1)[:, -k]
+    low = np.nextafter((kth - slack - share * np.abs(kth)).astype(np.float32), np.float32(-np.inf))
+    return np.where(unknown, low, limits)
 
 
 def _above(scores: NDArray[Any], limits: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[Any]]:

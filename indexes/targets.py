@@ -43,8 +43,9 @@ class Scratch:
 class Targets:
     """n targets over a matrix: its rows, or documents of neighbouring rows, whose best row's score counts.
 
-    A score is the inner product in float64, rounded to float32: it does not depend on how many rows or queries are
-    computed together, in which file they lie or on what machine, so that equal vectors have equal scores everywhere.
+    A score is the inner product in float64, rounded to float32. How many rows or queries are computed together, in
+    which file they lie and on what machine shows at most where float64's own rounding decides float32's: about once in
+    ten million scores, or where the terms of a product cancel out almost entirely.
 
     Args:
         vectors: (r, d) float32, such as a memory map, aligned or not.
@@ -74,7 +75,8 @@ class Targets:
         squares = [0.0]
         for chunk in Targets(self.vectors).chunks(4096):
             squares.append(float(np.einsum("rd,rd->r", chunk.rows, chunk.rows).max()))
-        return float(np.sqrt(max(squares))) * (1 + 1e-4)
+        lost = self.vectors.shape[1] * 2.0**-126  # by squares that are too small for float32
+        return float(np.sqrt(max(squares) + lost)) * (1 + 1e-4)
 
     def chunks(self, most: int, keep: NDArray[np.bool_] | None = None) -> Iterator[Chunk]:
         """All targets in order, of at most so many rows at a time (or of one longer document).
@@ -98,7 +100,7 @@ class Targets:
 
     def _aligned(self, first: int, last: int, scratch: Scratch) -> NDArray[np.float32]:
         rows = self.vectors[first:last]
-        if rows.flags.aligned:
+        if rows.flags.aligned and rows.flags.c_contiguous:
             return rows
         copy = scratch.array(*rows.shape)
         copy[:] = rows
@@ -134,10 +136,10 @@ class Targets:
 
     def scores(self, queries: NDArray[np.float32], numbers: NDArray[np.int64]) -> NDArray[np.float32]:
         """Scores of each query (q, d) with its own targets (q, m); -inf where a number is -1."""
-        scratch = Scratch(np.float32)
         exact = queries.astype(np.float64)
-        out = np.full(numbers.shape, -np.inf, dtype=np.float32)
         if self.starts is None:
+            scratch = Scratch(np.float32)
+            out = np.full(numbers.shape, -np.inf, dtype=np.float32)
             step = max(1, _GATHERED // max(numbers.shape[1] * queries.shape[1], 1))
             for first in range(0, len(queries), step):
                 some = slice(first, first + step)
@@ -145,11 +147,24 @@ class Targets:
                 scores = (near @ exact[some, :, None])[..., 0]
                 np.copyto(out[some], scores, where=numbers[some] >= 0, casting="same_kind")
             return out
-        for query, mine, line in zip(exact, numbers, out, strict=True):
-            known = mine >= 0
-            if known.any():
-                rows, begins = self._rows_of(mine[known])
-                line[known] = best_of(self._taken(rows, scratch).astype(np.float64) @ query, begins)
+        out = np.full(numbers.shape, -np.inf, dtype=np.float32)
+        lines, columns = np.nonzero(numbers >= 0)
+        out[lines, columns] = self.scores_of_pairs(exact, lines, numbers[lines, columns])
+        return out
+
+    def scores_of_pairs(
+        self, queries: NDArray[np.float64], lines: NDArray[np.int64], numbers: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """Scores (p,) of the queries (q, d) of some lines (p,), ascending, with targets (p,)."""
+        scratch = Scratch(np.float32)
+        out = np.empty(len(lines), dtype=np.float32)
+        begins = np.searchsorted(lines, np.arange(len(queries) + 1))
+        step = max(1, _GATHERED // self.vectors.shape[1])
+        for query, begin, end in zip(queries, begins[:-1].tolist(), begins[1:].tolist(), strict=True):
+            for first in range(begin, end, step):
+                some = slice(first, min(first + step, end))
+                rows, starts = (numbers[some], None) if self.starts is None else self._rows_of(numbers[some])
+                out[some] = best_of(self._taken(rows, scratch).astype(np.float64) @ query, starts)
         return out
 
 

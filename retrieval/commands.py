@@ -1,6 +1,7 @@
 """The commands encode, index, search and show."""
 
 import contextlib
+import datetime
 import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -110,6 +111,9 @@ def index(
     ] = "all-MiniLM-L6-v2",
     corpus: Annotated[str | None, typer.Option(help="The vectors' documents, if they moved since encoding.")] = None,
     dense_only: Annotated[bool, typer.Option("--dense-only", help="Leave BM25 and the texts out.")] = False,
+    attributes: Annotated[
+        str, typer.Option(help="Fields of the corpus to filter by, such as year,lang or metadata.year.")
+    ] = "",
     language: Annotated[str, typer.Option(help="Of BM25's stemmer (Snowball), or none.")] = "english",
     overwrite: Overwrite = False,
     json: Json = None,
@@ -135,13 +139,22 @@ def index(
         _encode(model, source, folder, overwrite=overwrite)
     vectors = VectorStore.open(folder)
     sources = [corpus] if corpus else [part["source"] for part in vectors.corpus.get("parts") or [vectors.corpus]]
-    if None in sources and not dense_only:
+    if None in sources and (attributes or not dense_only):
         raise InputError(
-            f"{folder} does not say what it was made of; pass --corpus for BM25 and texts, or --dense-only"
+            f"{folder} does not say what it was made of; pass --corpus for BM25, texts and attributes, or --dense-only"
         )
-    texts = itertools.chain.from_iterable(map(read_documents, sources))
-    documents = None if dense_only else texts
-    built = build_index(vectors, output, factory=factory, documents=documents, language=language, overwrite=overwrite)
+    wanted = [name.strip() for name in attributes.split(",") if name.strip()]
+    texts = itertools.chain.from_iterable(read_documents(one, wanted) for one in sources)
+    alone = {one.id: one.attributes or {} for one in texts} if dense_only and wanted else None
+    built = build_index(
+        vectors,
+        output,
+        factory=factory,
+        documents=None if dense_only else texts,
+        language=language,
+        attributes=alone,
+        overwrite=overwrite,
+    )
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
     _write_json(json, {"rows": len(built), "factory": factory, "bytes": size, "lexical": built.lexical is not None})
     parts = f"{factory} ({built.metric})" + (" + BM25 + texts" if built.lexical else "")
@@ -160,17 +173,23 @@ def search(
     fusion: Annotated[str, typer.Option(help="How hybrid fuses: zscore or rrf.")] = "zscore",
     weight: Annotated[float | None, typer.Option(help="Of BM25 in the fusion (zscore: 0.5, rrf: 1).")] = None,
     encoder: Annotated[str | None, typer.Option(help="The index's encoder, if it moved.", metavar="MODEL")] = None,
+    filter: Annotated[
+        str | None, typer.Option(help='What hits\' attributes must meet: \'year >= 2020 and lang in ["en", "de"]\'.')
+    ] = None,
     json: Json = None,
 ) -> None:
     """Search an index with one question."""
     from retrieval.retriever import Retriever
 
-    hits = Retriever.open(index, encoder, fusion=fusion, weight=weight).search(query, k, mode=mode)
-    _write_json(json, {"query": query, "hits": [hit._asdict() for hit in hits]})
+    hits = Retriever.open(index, encoder, fusion=fusion, weight=weight).search(query, k, mode=mode, filter=filter)
+    _write_json(json, {"query": query, "hits": [_plain(hit._asdict()) for hit in hits]})
     if not hits:
         note(f"nothing in {index} matches {query!r}")
     for hit in hits:
         out.print(f"{hit.rank:>3}  {hit.score:8.4f}  {hit.id}", style="bold", markup=False)
+        if hit.attributes:
+            values = (f"{name} {value}" for name, value in _plain(hit.attributes).items())
+            out.print(f"     {' · '.join(values)}", markup=False)
         if hit.shown:
             out.print(f"     {_preview(hit.shown)}", markup=False)
 
@@ -271,6 +290,15 @@ def _source(corpus: str) -> str:
 def _write_json(path: Path | None, value: Any) -> None:
     if path is not None:
         write_json(path, value)
+
+
+def _plain(value: Any) -> Any:
+    """JSON's values of Python's: dates become texts."""
+    if isinstance(value, Mapping):
+        return {name: _plain(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    return value.isoformat() if isinstance(value, datetime.date) else value
 
 
 def _preview(text: str, width: int = 160) -> str:

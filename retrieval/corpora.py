@@ -35,6 +35,8 @@ _TABLE = "a whole Parquet or Arrow file"
 _DATASET = "a data set that datasets.load_dataset streams"
 
 T = TypeVar("T")
+Wanted = tuple[str, ...]
+"""Fields to keep as attributes."""
 
 
 class Corpus:
@@ -95,7 +97,7 @@ class Corpus:
 
 class _Format(NamedTuple):
     suffixes: tuple[str, ...]
-    read: Callable[[Path, Meter], Iterator[Document]]
+    read: Callable[[Path, Meter, Wanted], Iterator[Document]]
     rows: Callable[[Path], Iterable[int]] | None
     """How many rows a file has, in parts, if that is cheap to find out."""
 
@@ -103,19 +105,20 @@ class _Format(NamedTuple):
         return path.name.lower().endswith(self.suffixes)
 
 
-def named_corpus(source: str) -> Corpus:
+def named_corpus(source: str, wanted: Wanted = ()) -> Corpus:
     """Open a corpus by its name or path; see `retrieval.read_documents`.
 
     Raises:
         InputError: It is missing or of no known kind.
     """
     if source.partition(":")[0] == "python-docs":
+        _refuse_fields(wanted, source)
         return _python_docs(source)
     if source.startswith("hf:"):
-        return _streamed(source)
+        return _streamed(source, wanted)
     path = Path(source)
     if path.is_dir():
-        return _folder(path)
+        return _folder(path, wanted)
     if not path.exists():
         raise InputError(
             f"{path}: no such file or folder; expected a corpus: JSON lines, Parquet, Arrow, a folder, hf:, python-docs"
@@ -126,10 +129,10 @@ def named_corpus(source: str) -> Corpus:
             f"{path}: unknown kind of corpus; expected .jsonl (plain, .gz, .zst), .parquet, .arrow, .feather, "
             "a folder, hf: or python-docs"
         )
-    return _files(source, [path], form)
+    return _files(source, [path], form, wanted)
 
 
-def python_corpus(items: Any) -> Corpus:
+def python_corpus(items: Any, wanted: Wanted = ()) -> Corpus:
     """Make a corpus of a `datasets` object or of any Python iterable of what `as_documents` takes.
 
     Raises:
@@ -138,9 +141,10 @@ def python_corpus(items: Any) -> Corpus:
     source = f"the {type(items).__name__}"
     datasets = sys.modules.get("datasets")  # who has such an object has imported it
     if datasets and isinstance(items, datasets.Dataset):
-        return Corpus(source, lambda _: _rows(_records(_tables(items, source)), source), count=lambda: len(items))
+        read = functools.partial(_tables, items, source, wanted)
+        return Corpus(source, lambda _: _rows(_records(read()), source, wanted), count=lambda: len(items))
     if datasets and isinstance(items, datasets.IterableDataset):
-        return Corpus(source, lambda _: _rows(_examples(items, source), source))
+        return Corpus(source, lambda _: _rows(_examples(items, source, wanted), source, wanted))
     if isinstance(items, Mapping):
         raise InputError(f"{source} has the keys {', '.join(map(str, items))[:200]}; expected one of its values")
     if hasattr(items, "columns"):
@@ -149,7 +153,7 @@ def python_corpus(items: Any) -> Corpus:
         raise InputError(f"found {source[4:]}; expected a path, a datasets object or an iterable of documents")
     return Corpus(
         source,
-        lambda _: as_documents(items, source),
+        lambda _: as_documents(items, source, wanted),
         count=items.__len__ if isinstance(items, Sized) else None,
         repeatable=iter(items) is not items,
     )
@@ -163,9 +167,9 @@ def _python_docs(source: str) -> Corpus:
     return Corpus(source, lambda _: (item.document for item in read_python_docs(source)))
 
 
-def _files(source: str, paths: Sequence[Path], form: _Format) -> Corpus:
+def _files(source: str, paths: Sequence[Path], form: _Format, wanted: Wanted) -> Corpus:
     def read(meter: Meter) -> Iterator[Document]:
-        return itertools.chain.from_iterable(form.read(path, meter) for path in paths)
+        return itertools.chain.from_iterable(form.read(path, meter, wanted) for path in paths)
 
     rows = form.rows
     if rows is None:
@@ -173,21 +177,23 @@ def _files(source: str, paths: Sequence[Path], form: _Format) -> Corpus:
     return Corpus(source, read, count=lambda: sum(sum(_readable(rows(path), str(path), _TABLE)) for path in paths))
 
 
-def _folder(folder: Path) -> Corpus:
+def _folder(folder: Path, wanted: Wanted) -> Corpus:
     beir = next((folder / name for name in _BEIR if (folder / name).is_file()), None)
     if beir:
-        return _files(str(folder), [beir], _LINES)
+        return _files(str(folder), [beir], _LINES, wanted)
     if files := _described(folder / "state.json", "_data_files"):
-        return _files(str(folder), [folder / one["filename"] for one in files], _FORMATS["Arrow"])
+        return _files(str(folder), [folder / one["filename"] for one in files], _FORMATS["Arrow"], wanted)
     if splits := _described(folder / "dataset_dict.json", "splits"):
         if len(splits) == 1:
-            return _folder(folder / splits[0])
+            return _folder(folder / splits[0], wanted)
         raise InputError(f"{folder}: found the splits {', '.join(splits)}; expected one: name its folder in this one")
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     visible = [path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
     shards = {kind: [path for path in visible if form.holds(path)] for kind, form in _FORMATS.items()}
     if any(shards.values()):
-        return _files(str(folder), *_one_kind(folder, visible, {kind: some for kind, some in shards.items() if some}))
+        kinds = {kind: some for kind, some in shards.items() if some}
+        return _files(str(folder), *_one_kind(folder, visible, kinds), wanted)
+    _refuse_fields(wanted, str(folder))
     return _texts(folder, [path for path in paths if path.suffix.lower() in TEXT_SUFFIXES])
 
 
@@ -241,23 +247,23 @@ def _read_texts(folder: Path, paths: Sequence[Path]) -> Iterator[Document]:
         yield Document(id="_".join(identifier.split()), text=text.strip())
 
 
-def _read_jsonl(path: Path, meter: Meter) -> Iterator[Document]:
+def _read_jsonl(path: Path, meter: Meter, wanted: Wanted) -> Iterator[Document]:
     for number, record in read_lines(path, meter):
-        yield as_document(record, f"{path}, line {number}")
+        yield as_document(record, f"{path}, line {number}", wanted)
 
 
-def _read_parquet(path: Path, _: Meter) -> Iterator[Document]:
-    return _rows(_readable(_records(_parquet_batches(path)), str(path), _TABLE), str(path))
+def _read_parquet(path: Path, _: Meter, wanted: Wanted) -> Iterator[Document]:
+    return _rows(_readable(_records(_parquet_batches(path, wanted)), str(path), _TABLE), str(path), wanted)
 
 
-def _read_arrow(path: Path, _: Meter) -> Iterator[Document]:
-    batches = _arrow_batches(path, lambda names: _columns(names, str(path)), mapped=True)
-    return _rows(_readable(_records(batches), str(path), _TABLE), str(path))
+def _read_arrow(path: Path, _: Meter, wanted: Wanted) -> Iterator[Document]:
+    batches = _arrow_batches(path, lambda names: _columns(names, str(path), wanted), mapped=True)
+    return _rows(_readable(_records(batches), str(path), _TABLE), str(path), wanted)
 
 
-def _rows(records: Iterable[Mapping[str, Any]], place: str) -> Iterator[Document]:
+def _rows(records: Iterable[Mapping[str, Any]], place: str, wanted: Wanted) -> Iterator[Document]:
     for number, record in enumerate(records):
-        yield as_document(record, f"{place}, row {number}")
+        yield as_document(record, f"{place}, row {number}", wanted)
 
 
 def _records(batches: Iterable[Any]) -> Iterator[dict[str, Any]]:
@@ -267,18 +273,26 @@ def _records(batches: Iterable[Any]) -> Iterator[dict[str, Any]]:
             yield from batch.slice(start, _ROWS).to_pylist()
 
 
-def _columns(names: Sequence[str], place: str) -> list[str]:
+def _columns(names: Sequence[str], place: str, wanted: Wanted) -> list[str]:
     """The columns that a document is made of, once it is clear that they suffice."""
     as_document(dict.fromkeys(names, ""), place)
-    return [name for name in names if name in _FIELDS]
+    columns = {field: field if field in names else field.partition(".")[0] for field in wanted}
+    if missing := [field for field, column in columns.items() if column not in names]:
+        raise InputError(f"{place}: no field {missing[0]!r}; found {', '.join(names)}")
+    return [name for name in names if name in _FIELDS or name in columns.values()]
 
 
-def _parquet_batches(path: Path) -> Iterator[Any]:
+def _refuse_fields(wanted: Wanted, place: str) -> None:
+    if wanted:
+        raise InputError(f"{place}: its texts have no fields such as {wanted[0]!r}; expected records with attributes")
+
+
+def _parquet_batches(path: Path, wanted: Wanted) -> Iterator[Any]:
     from pyarrow.parquet import ParquetFile
 
     # With a buffer Arrow reads a column page by page; without one, a whole row group of it is in memory.
     with ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False) as file:
-        columns = _columns(file.schema_arrow.names, str(path))
+        columns = _columns(file.schema_arrow.names, str(path), wanted)
         yield from file.iter_batches(batch_size=_ROWS, columns=columns, use_threads=False)
 
 
@@ -330,7 +344,7 @@ def _readable(items: Iterable[T], place: str, expected: str) -> Iterator[T]:
         raise InputError(f"{place}: not readable ({reason}); expected {expected}") from error
 
 
-def _streamed(source: str) -> Corpus:
+def _streamed(source: str, wanted: Wanted) -> Corpus:
     """What `datasets` streams from the Hub or a folder, for `hf:PATH_OR_NAME[:CONFIG][@SPLIT]`."""
     match = re.fullmatch(r"hf:(.+?)(?::([^/:@]+))?(?:@([^/:@]+))?", source)
     if match is None:
@@ -340,7 +354,8 @@ def _streamed(source: str) -> Corpus:
     split = split or (next(iter(splits)) if len(splits) == 1 else "train")
     if split not in splits:
         raise InputError(f"{source}: no split {split!r}; found {', '.join(splits)}: choose one with @SPLIT")
-    return Corpus(source, lambda _: _rows(_readable(_examples(splits[split], source), source, _DATASET), source))
+    examples = functools.partial(_examples, splits[split], source, wanted)
+    return Corpus(source, lambda _: _rows(_readable(examples(), source, _DATASET), source, wanted))
 
 
 def _splits(name: str, config: str | None) -> Iterator[tuple[str, Any]]:
@@ -349,15 +364,15 @@ def _splits(name: str, config: str | None) -> Iterator[tuple[str, Any]]:
     yield from datasets.load_dataset(name, config, streaming=True).items()
 
 
-def _examples(dataset: Any, source: str) -> Iterator[dict[str, Any]]:
+def _examples(dataset: Any, source: str, wanted: Wanted) -> Iterator[dict[str, Any]]:
     """The examples of an iterable data set, of the needed columns only, where it knows its columns."""
     if dataset.column_names is not None:
-        dataset = dataset.select_columns(_columns(dataset.column_names, source))
+        dataset = dataset.select_columns(_columns(dataset.column_names, source, wanted))
     yield from dataset.with_format(None)
 
 
-def _tables(dataset: Any, source: str) -> Iterator[Any]:
-    columns = _columns(dataset.column_names, source)
+def _tables(dataset: Any, source: str, wanted: Wanted) -> Iterator[Any]:
+    columns = _columns(dataset.column_names, source, wanted)
     yield from dataset.with_format("arrow", columns=columns).iter(batch_size=_ROWS)
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,6 +27,8 @@ class Document(NamedTuple):
     id: str
     text: str
     title: str = ""
+    attributes: Mapping[str, Any] | None = None
+    """Values to filter by, such as a year; no part of what encoders and analyzers read."""
 
     @property
     def content(self) -> str:
@@ -34,11 +36,11 @@ class Document(NamedTuple):
         return f"{self.title} {self.text}".strip()
 
 
-def read_documents(source: "str | Path | Corpus | Iterable[Any]") -> "Corpus":
+def read_documents(source: "str | Path | Corpus | Iterable[Any]", attributes: Sequence[str] = ()) -> "Corpus":
     """Open a corpus, to be read lazily and as often as it is iterated over; it is never in memory as a whole.
 
     Records, of whatever format, hold an id (`_id`, `id`, `docid` or `doc_id`), a text (`text` or `contents`) and
-    optionally a `title`; other fields are passed over.
+    optionally a `title`; other fields are passed over, but for those that are asked for.
 
     Args:
         source: One of
@@ -54,28 +56,41 @@ def read_documents(source: "str | Path | Corpus | Iterable[Any]") -> "Corpus":
             - `python-docs[:PACKAGE,…]`: the documentation of the installed Python packages;
             - a `datasets.Dataset` or `IterableDataset`;
             - any Python iterable of what `as_documents` takes; an iterator can be read only once.
+        attributes: Fields of the records to keep as attributes of the documents; `metadata.year` is the field `year`
+            inside the field `metadata`, and is then called `year`.
 
     Returns:
         The corpus; its documents come in a deterministic order, and `refuse_repeats` has checked them.
 
     Raises:
-        InputError: The source is missing or of no known kind. While it is read: it is empty, a record is malformed
-            (file, line from 1 or row from 0, what was found, what was expected), or an id occurs twice.
+        InputError: The source is missing, of no known kind, or without fields. While it is read: it is empty,
+            a field asked for is no column, a record is malformed (file, line from 1 or row from 0, what was found,
+            what was expected), or an id occurs twice.
     """
     from retrieval import corpora
 
+    wanted = tuple(attributes)
+    called = [name.rpartition(".")[2] for name in wanted]
+    if len(set(called)) < len(called):
+        twice = next(name for name in called if called.count(name) > 1)
+        raise InputError(f"two attributes are called {twice!r} ({', '.join(wanted)}); leave one out")
     if isinstance(source, corpora.Corpus):
+        if wanted:
+            raise InputError(f"{source.source} is open already; ask for {', '.join(wanted)} when it is opened")
         return source
-    return corpora.named_corpus(str(source)) if isinstance(source, str | Path) else corpora.python_corpus(source)
+    if isinstance(source, str | Path):
+        return corpora.named_corpus(str(source), wanted)
+    return corpora.python_corpus(source, wanted)
 
 
-def as_documents(items: Iterable[Any], what: str) -> Iterator[Document]:
+def as_documents(items: Iterable[Any], what: str, attributes: Sequence[str] = ()) -> Iterator[Document]:
     """Turn Python values into documents, one after the other; each kind of value has one meaning.
 
     Args:
         items: `Document`s; mappings with the fields of a record; tuples (id, text) or (id, text, title); or texts
             alone, whose ids are then their positions, from 0. Texts alone do not mix with the others.
         what: What to call the items in a message.
+        attributes: Fields of mappings to keep as attributes; documents keep theirs.
 
     Raises:
         InputError: An item is none of these (its position and type are named), or lacks a field.
@@ -90,10 +105,11 @@ def as_documents(items: Iterable[Any], what: str) -> Iterator[Document]:
                 f"{place}: found a {type(item).__name__} after {'texts alone' if texts_alone else 'items with ids'}; "
                 "expected texts alone (their ids are their positions) or none of them"
             )
-        yield as_document(_record(item, position, place), place)
+        document = as_document(_record(item, position, place), place, attributes)
+        yield document._replace(attributes=item.attributes) if isinstance(item, Document) else document
 
 
-def as_document(record: Mapping[str, Any], place: str) -> Document:
+def as_document(record: Mapping[str, Any], place: str, attributes: Sequence[str] = ()) -> Document:
     """Turn a record (a JSON object, a row of a table) into a document.
 
     Raises:
@@ -103,7 +119,17 @@ def as_document(record: Mapping[str, Any], place: str) -> Document:
         id=text_field(record, ID_FIELDS, place),
         text=text_field(record, TEXT_FIELDS, place),
         title=text_field(record, TITLE_FIELDS, place, default=""),
+        attributes={name.rpartition(".")[2]: _inside(record, name) for name in attributes} or None,
     )
+
+
+def _inside(record: Any, name: str) -> Any:
+    """A field of a record, or of a record inside it; None where there is none."""
+    if name in record:
+        return record[name]
+    for part in name.split("."):
+        record = record.get(part) if isinstance(record, Mapping) else None
+    return record
 
 
 def _record(item: Any, position: int, place: str) -> Mapping[str, Any]:
@@ -219,8 +245,11 @@ def corpus_fingerprint(documents: Iterable[Document]) -> str:
 
 
 def document_bytes(document: Document) -> bytes:
-    """What a corpus fingerprint reads of one document: no two different documents give the same bytes."""
-    return json.dumps(document, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
+    """What a corpus fingerprint reads of one document: no two of different texts, titles or ids give the same bytes.
+
+    Attributes are left out: vectors do not depend on them.
+    """
+    return json.dumps(document[:3], ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
 
 
 def text_field(record: Mapping[str, Any], names: tuple[str, ...], place: str, default: str | None = None) -> str:

@@ -26,7 +26,12 @@ def reciprocal_ranks(ranks: NDArray[np.int64], k: int = RRF_K) -> NDArray[np.flo
 
 
 def search_z_scores(
-    index: Index, queries: NDArray[np.float32], terms: Sequence[Sequence[str]], k: int, weight: float = WEIGHT
+    index: Index,
+    queries: NDArray[np.float32],
+    terms: Sequence[Sequence[str]],
+    k: int,
+    weight: float = WEIGHT,
+    keep: NDArray[np.bool_] | None = None,
 ) -> Hits:
     """Rank by z(dense) + weight · z(BM25), mean and deviation of each taken over all documents of the index.
 
@@ -42,8 +47,9 @@ def search_z_scores(
         index: With a BM25 part.
         queries: (q, d) vectors.
         terms: The same queries' terms.
-        k: Hits for each query.
+        k: Hits for each query, at most the number of documents to keep.
         weight: Of BM25's z-score.
+        keep: (n,) which documents may be hits; None: all. Scores are those of the search among all.
 
     Returns:
         Hits (q, k).
@@ -51,9 +57,10 @@ def search_z_scores(
     means, deviations = index.moments.of_scores(queries)
     found = Hits(np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf, np.float32))
     open_queries = np.arange(len(queries))
-    depth = min(len(index), max(4 * k, 100))
+    count = len(index) if keep is None else int(np.count_nonzero(keep))
+    depth = min(count, max(4 * k, 100))
     while open_queries.size:
-        dense = index.search(queries[open_queries], depth)
+        dense = index.search(queries[open_queries], depth, filter=keep)
         again = []
         for query, rows, scores in zip(open_queries.tolist(), dense.rows, dense.scores, strict=True):
             one, certain = _fuse_one(
@@ -64,22 +71,31 @@ def search_z_scores(
                 (float(means[query]), float(deviations[query])),
                 k,
                 weight,
+                keep,
             )
             found.rows[query], found.scores[query] = one.rows[0], one.scores[0]
             if not certain:
                 again.append(query)
         open_queries = np.asarray(again, dtype=np.int64)
-        depth = min(len(index), 4 * depth)
+        depth = min(count, 4 * depth)
     return found
 
 
 def search_reciprocal_ranks(
-    index: Index, queries: NDArray[np.float32], terms: Sequence[Sequence[str]], k: int, weight: float = 1.0
+    index: Index,
+    queries: NDArray[np.float32],
+    terms: Sequence[Sequence[str]],
+    k: int,
+    weight: float = 1.0,
+    keep: NDArray[np.bool_] | None = None,
 ) -> Hits:
-    """Rank by 1/(60 + dense rank) + weight/(60 + BM25 rank), each ranking cut at 1,000 (or k, if that is more)."""
-    depth = min(len(index), max(RRF_DEPTH, k))
+    """Rank by 1/(60 + dense rank) + weight/(60 + BM25 rank), each ranking cut at 1,000 (or k, if that is more).
+
+    With documents to keep (n,), ranks are those among them.
+    """
+    depth = min(len(index) if keep is None else int(np.count_nonzero(keep)), max(RRF_DEPTH, k))
     assert index.lexical is not None  # noqa: S101 - the retriever offers this mode only with a BM25 part
-    dense, lexical = index.search(queries, depth), index.lexical.search(terms, depth)
+    dense, lexical = index.search(queries, depth, filter=keep), index.lexical.search(terms, depth, keep)
     gains = reciprocal_ranks(np.arange(1, depth + 1))
     found = []
     for dense_rows, lexical_rows in zip(dense.rows, lexical.rows, strict=True):
@@ -100,6 +116,7 @@ def _fuse_one(
     moments: tuple[float, float],
     k: int,
     weight: float,
+    keep: NDArray[np.bool_] | None,
 ) -> tuple[Hits, bool]:
     """Fuse one query's candidates; and say whether no document outside them can belong to the k best.
 
@@ -107,13 +124,14 @@ def _fuse_one(
     one. If their fused score equals the k-th best, such a document could still come before it by its row.
     """
     depth = len(dense.rows)
-    best_lexical = np.argpartition(-lexical, depth - 1)[:depth]
+    allowed = lexical if keep is None else np.where(keep, lexical, -np.inf)
+    best_lexical = np.argpartition(-allowed, depth - 1)[:depth]
     rows = np.union1d(dense.rows[dense.rows >= 0], best_lexical)
     mean, deviation = float(lexical.mean()), float(lexical.std())
     dense_z = z_score(index.scores(query[None], rows[None])[0].astype(np.float64), *moments)
     fused = dense_z + weight * z_score(lexical[rows], mean, deviation)
     best = top(fused, k, rows)
-    if depth == len(index):
+    if depth == (len(index) if keep is None else np.count_nonzero(keep)):
         return best, True
     last_dense = z_score(np.asarray([dense.scores[-1]], dtype=np.float64), *moments)[0]
     last_lexical = z_score(np.asarray([lexical[best_lexical].min()]), mean, deviation)[0]

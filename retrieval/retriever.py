@@ -37,6 +37,9 @@ class Hit(NamedTuple):
     """Where in the text the passage begins and ends that answers best, in characters; None if the index holds whole
     documents, in lexical mode, or if texts were not asked for."""
 
+    attributes: Mapping[str, Any] | None = None
+    """The document's attributes; None if the index keeps none, or they were not asked for."""
+
     @property
     def shown(self) -> str | None:
         """What to show of the document: its best passage if there is one, else its text."""
@@ -53,6 +56,7 @@ def build_index(
     factory: str = "Flat",
     documents: Iterable[Document] | None = None,
     language: str = "english",
+    attributes: Mapping[str, Mapping[str, Any]] | None = None,
     overwrite: bool = False,
 ) -> Index:
     """Build an index folder over a vectors folder, with BM25 and the texts if the documents are given.
@@ -63,19 +67,22 @@ def build_index(
         factory: Any FAISS factory string; `Flat` is exact.
         documents: The documents of the vectors, in the same order; None for a dense index.
         language: Of BM25's stemmer.
+        attributes: Of documents by id, to filter by, beside those of the documents themselves; see `Index.build`.
         overwrite: Replace an existing folder.
 
     Raises:
         InputError: The folder exists, or the documents are not those of the vectors.
     """
     if documents is None:
-        return Index.build(vectors, factory, folder, overwrite=overwrite)
+        return Index.build(vectors, factory, folder, attributes=attributes, overwrite=overwrite)
     analyzer = Analyzer(language)
     entries = (
-        Entry(document.id, analyzer.terms(document.content), document.content)
+        Entry(document.id, analyzer.terms(document.content), document.content, document.attributes)
         for document in same_corpus(documents, vectors.corpus, vectors.folder)
     )
-    return Index.build(vectors, factory, folder, entries=entries, analyzer=language, overwrite=overwrite)
+    return Index.build(
+        vectors, factory, folder, entries=entries, analyzer=language, attributes=attributes, overwrite=overwrite
+    )
 
 
 def same_corpus(documents: Iterable[Document], corpus: Mapping[str, Any], folder: Path) -> Iterator[Document]:
@@ -154,20 +161,30 @@ class Retriever:
         """The modes this index can be searched in."""
         return MODES if self.index.lexical else ("dense",)
 
-    def search(self, text: str, k: int = 10, *, mode: str | None = None) -> list[Hit]:
-        """Find the k best documents for one query, best first, with their texts and passages; see `search_many`."""
+    def search(
+        self, text: str, k: int = 10, *, mode: str | None = None, filter: str | NDArray[np.bool_] | None = None
+    ) -> list[Hit]:
+        """Find the k best documents for one query, best first, with all that is kept of them; see `search_many`."""
         if not text.strip():
             raise InputError("the query is empty; expected words")
-        hits, vectors = self._search([text], k, mode)
+        hits, vectors = self._search([text], k, mode, filter)
         return [
             hit._replace(
                 text=self.index.text(hit.row),
+                attributes=None if self.index.attributes is None else self.index.attributes.row(hit.row),
                 passage=None if vectors is None else self.index.passage(vectors[0], hit.row),
             )
             for hit in hits[0]
         ]
 
-    def search_many(self, texts: Sequence[str], k: int = 10, *, mode: str | None = None) -> list[list[Hit]]:
+    def search_many(
+        self,
+        texts: Sequence[str],
+        k: int = 10,
+        *,
+        mode: str | None = None,
+        filter: str | NDArray[np.bool_] | None = None,
+    ) -> list[list[Hit]]:
         """Find the k best documents for each query, best first, without their texts.
 
         Args:
@@ -175,14 +192,17 @@ class Retriever:
             k: Hits for each query; fewer come back where there are fewer documents, or fewer that share a term with
                 the query (lexical).
             mode: `lexical`, `dense` or `hybrid`; the last of `modes` by default.
+            filter: Only documents whose attributes meet it are hits, such as `year >= 2020 and lang in ["en", "de"]`;
+                see `indexes.filters`. Scores are those of the search among all documents; reciprocal ranks are those
+                among the documents that meet it.
 
         Raises:
-            InputError: k < 1, or a mode this index does not have.
+            InputError: k < 1, a mode this index does not have, or a filter that is none for its attributes.
         """
-        return self._search(texts, k, mode)[0]
+        return self._search(texts, k, mode, filter)[0]
 
     def _search(
-        self, texts: Sequence[str], k: int, mode: str | None
+        self, texts: Sequence[str], k: int, mode: str | None, condition: str | NDArray[np.bool_] | None
     ) -> tuple[list[list[Hit]], NDArray[np.float32] | None]:
         """The hits, and the queries' vectors (q, d) where the mode needs them."""
         mode = mode or self.modes[-1]
@@ -192,22 +212,33 @@ class Retriever:
             raise InputError(f"{self.index.folder} cannot be searched by {mode!r}; it has {', '.join(self.modes)}")
         if not len(texts):
             return [], None
+        keep = self.index.matching(condition)
+        k = min(k, len(self.index) if keep is None else int(np.count_nonzero(keep)))
+        if k == 0:
+            return [[] for _ in texts], None
         vectors = None if mode == "lexical" else self.encoder.encode_queries(texts)
-        hits = self._hits(texts, vectors, min(k, len(self.index)), mode)
+        hits = self._hits(texts, vectors, k, mode, keep)
         lines = zip(hits.rows, hits.scores, strict=True)
         return [self._named(rows.tolist(), scores.tolist()) for rows, scores in lines], vectors
 
-    def _hits(self, texts: Sequence[str], vectors: NDArray[np.float32] | None, k: int, mode: str) -> Hits:
+    def _hits(
+        self,
+        texts: Sequence[str],
+        vectors: NDArray[np.float32] | None,
+        k: int,
+        mode: str,
+        keep: NDArray[np.bool_] | None,
+    ) -> Hits:
         if mode == "dense":
             assert vectors is not None  # noqa: S101
-            return self.index.search(vectors, k)
+            return self.index.search(vectors, k, filter=keep)
         assert self._analyzer is not None  # noqa: S101 - else the mode would not be offered
         assert self.index.lexical is not None  # noqa: S101
         terms = [self._analyzer.terms(text) for text in texts]
         if vectors is None:
-            return self.index.lexical.search(terms, k)
+            return self.index.lexical.search(terms, k, keep)
         fuse = search_z_scores if self.fusion == "zscore" else search_reciprocal_ranks
-        return fuse(self.index, vectors, terms, k, self.weight)
+        return fuse(self.index, vectors, terms, k, self.weight, keep)
 
     def _named(self, rows: list[int], scores: list[float]) -> list[Hit]:
         found = [(row, score) for row, score in zip(rows, scores, strict=True) if row >= 0]

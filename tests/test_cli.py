@@ -94,7 +94,7 @@ def test_config_files(tmp_path, index):
     retrokit("search", index, "river", "--config", config)
     assert len(json.loads((tmp_path / "s.json").read_text())["hits"]) == 4
     for content, message in (
-        ("colour: red", "c.yaml: colour: unknown option; expected one of encoder, fusion"),
+        ("colour: red", "c.yaml: colour: unknown option; expected one of encoder, filter, fusion"),
         ("k: many", "c.yaml: k: Input should be a valid integer"),
         ("[1, 2]", "found a list; expected options"),
         ("k: [", "not YAML"),
@@ -182,3 +182,22 @@ def test_encode_killed_by_the_system_goes_on(tmp_path, corpus_file, model_folder
     )
     assert ours == whole
     assert len(ours) == 14
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("flags", [[], ["--dense-only"]])
+def test_attributes_and_filters(tmp_path, documents, model_folder, flags):
+    corpus = tmp_path / "corpus.jsonl"
+    rows = [{"_id": one.id, "text": one.text, "metadata": {"year": 1990 + n}} for n, one in enumerate(documents)]
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = ("index", corpus, "--encoder", model_folder, "--output", tmp_path / "i", *flags)
+    assert "no document has a value of attribute 'yaer'" in error_of(*made, "--attributes", "metadata.yaer")
+    retrokit(*made, "--attributes", "metadata.year")
+    search = ("search", tmp_path / "i", "river stone", "-k", 20, "--json", tmp_path / "s.json", "--filter")
+    found = retrokit(*search, "year >= 2030 or year == 1990")
+    hits = json.loads((tmp_path / "s.json").read_text())["hits"]
+    assert {hit["attributes"]["year"] for hit in hits} == {1990, *range(2030, 2040)}
+    assert "year 1990" in found.output
+    assert "expected a field" in error_of(*search, "2030 <= year")
+    assert "year holds whole numbers" in error_of(*search, "year == 'x'")
+    assert "int64" in retrokit("show", tmp_path / "i").output

@@ -58,14 +58,24 @@ def vectors(kind, n, seed=0):
         rows *= np.float32(1e18)
     if kind == "tiny":
         rows *= np.float32(1e-19)
+    if kind == "vanishing":  # their squares are 0 in float32
+        rows = (rows[:1] + 1e-6 * rows) * np.float32(1e-25 if seed == 0 else 1e20)
+    if kind == "denormal":
+        rows *= np.float32(1e-40 if seed == 0 else 1e20)
+    if kind == "extreme":  # rounded to bfloat16 it would be infinite
+        rows = rows * np.float32(1e-4)
+        rows[:, 0] = 0 if seed == 0 else 3.4e38
     return rows
 
 
-@pytest.mark.parametrize("kind", ["random", "near", "twins", "long", "huge", "tiny"])
+@pytest.mark.parametrize(
+    "kind", ["random", "near", "twins", "long", "huge", "tiny", "vanishing", "denormal", "extreme"]
+)
 @pytest.mark.parametrize("k", [1, 10, 100])
 def test_hits_are_those_of_float64(precision, kind, k):
     rows, queries = vectors(kind, 700), vectors(kind, 30, seed=1)
     queries[0] = rows[3]
+    queries[1] = 0  # of which all scores are equal
     agree(search_exact(queries, rows, k), oracle(queries, rows, k))
     keep = np.random.default_rng(2).random(700) < 0.2
     agree(search_exact(queries, rows, k, keep=keep), oracle(queries, rows, k, keep=keep))
@@ -86,13 +96,13 @@ def test_documents_count_by_their_best_row(precision, kind):
 
 def test_most_is_left_out_by_fast_products(precision, monkeypatch):
     scored = []
-    of = Targets.scores
+    of = Targets.scores_of_pairs
 
-    def count(self, queries, numbers):
-        scored.append((numbers >= 0).sum())
-        return of(self, queries, numbers)
+    def count(self, queries, lines, numbers):
+        scored.append(len(numbers))
+        return of(self, queries, lines, numbers)
 
-    monkeypatch.setattr(Targets, "scores", count)
+    monkeypatch.setattr(Targets, "scores_of_pairs", count)
     monkeypatch.setattr(exact, "_ROWS_AT_ONCE", 1000)
     rows, queries = vectors("random", 20_000), vectors("random", 20, seed=1)
     agree(search_exact(queries, rows, 5), oracle(queries, rows, 5))
@@ -107,6 +117,14 @@ def test_more_hits_than_rows_and_none_to_keep():
     )
     assert search_exact(queries[:0], rows, 8).rows.shape == (0, 8)
     assert (search_exact(queries, rows[:0], 2).rows == -1).all()
+
+
+def test_rows_in_reverse_and_read_only(precision, recwarn):
+    rows, queries = vectors("random", 700), vectors("random", 30, seed=1)
+    agree(search_exact(queries, rows[::-1], 10), oracle(queries, rows[::-1], 10))
+    rows.flags.writeable = False
+    agree(search_exact(queries, rows, 10), oracle(queries, rows, 10))
+    assert not recwarn.list
 
 
 def test_queries_in_groups_and_unaligned_rows(monkeypatch):
@@ -129,7 +147,7 @@ def test_no_product_strays_farther_than_its_bound(seed, dim, scale):
         multiply = make(queries, Targets(rows).longest)
         for column in range(0, 50, 7):
             limits = np.nextafter(truth[:, column], np.float32(-np.inf))  # this column is above it, by a hair
-            lines, columns, low, high = multiply.above(rows, None, limits)
+            lines, columns, low, high = multiply.above(rows, None, limits, 1)
             passing = np.zeros(truth.shape, bool)
             passing[lines, columns] = True
             assert passing[truth > limits[:, None]].all()
@@ -145,7 +163,7 @@ def test_the_bounds_are_not_wide():
         for limit in (0.1, -0.1):
             multiply = make(queries, 1.0)
             limits = np.full(100, limit, np.float32)
-            lines, columns, low, high = multiply.above(rows, None, limits)
+            lines, columns, low, high = multiply.above(rows, None, limits, 1)
             assert (truth[lines, columns] > limits[lines] - near).all()
             assert (high - low < near).all()
 

@@ -141,7 +141,7 @@ def test_looks_deeper_where_one_document_crowds_the_others_out(tmp_path, monkeyp
     counts = [400, *[2] * 150]
     index = Index.build(make_store(tmp_path / "v", vectors, counts), "HNSW32", tmp_path / "i")
     depths, search = [], index.dense.search
-    monkeypatch.setattr(index.dense, "search", lambda queries, k: depths.append(k) or search(queries, k))
+    monkeypatch.setattr(index.dense, "search", lambda queries, k, keep: depths.append(k) or search(queries, k))
     truth = max_scores(query, vectors, counts)
     np.testing.assert_array_equal(index.search(query, 5).rows, order_of(truth, 5))
     assert depths == [100, 400]  # and then all documents, rather than 1,600 of 700 passages

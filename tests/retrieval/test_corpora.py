@@ -14,7 +14,7 @@ import pytest
 from indexes.errors import InputError
 from retrieval import read_documents
 from retrieval.corpora import Corpus
-from retrieval.documents import Document
+from retrieval.documents import Document, corpus_fingerprint
 
 DOCUMENTS = [Document("a", "x y", "T"), Document("7", "z"), Document("ü", "é" * 50)]
 RECORDS = [{"_id": one.id, "text": one.text, "title": one.title or None, "junk": 1.5} for one in DOCUMENTS]
@@ -308,3 +308,41 @@ def test_a_corpus_of_your_own():
     with pytest.raises(InputError, match="mine: id 'a' occurs twice"):
         list(corpus)
     assert repr(corpus) == "Corpus('mine')"
+
+
+def test_attributes_that_are_asked_for_come_with_the_documents(tmp_path):
+    rows = [
+        {"id": "a", "text": "x", "year": 2020, "metadata": {"lang": "en"}, "other": 1},
+        {"id": "b", "text": "y", "year": None, "metadata": {"lang": None}, "other": 2},
+    ]
+    table = pa.Table.from_pylist(rows)
+    pq.write_table(table, tmp_path / "c.parquet")
+    write_ipc(tmp_path / "c.arrow", table)
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    datasets.Dataset(table).save_to_disk(str(tmp_path / "saved"))
+    wanted = ["year", "metadata.lang"]
+    expected = [{"year": 2020, "lang": "en"}, {"year": None, "lang": None}]
+    sources = [tmp_path / "c.parquet", tmp_path / "c.arrow", tmp_path / "c.jsonl", tmp_path / "saved", rows]
+    sources += [datasets.Dataset(table), datasets.Dataset(table).to_iterable_dataset()]
+    for source in sources:
+        documents = list(read_documents(source, wanted))
+        assert [document.attributes for document in documents] == expected, source
+        plain = list(read_documents(source))
+        assert [document.attributes for document in plain] == [None, None]
+        assert corpus_fingerprint(documents) == corpus_fingerprint(plain)
+    for source in sources[:2]:
+        with pytest.raises(InputError, match="no field 'yaer'; found id, text, year, metadata, other"):
+            list(read_documents(source, ["yaer"]))
+    flat = [{"id": "a", "text": "x", "meta.lang": "de", "meta": {"lang": "en"}}]
+    assert next(iter(read_documents(flat, ["meta.lang"]))).attributes == {"lang": "de"}
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("words")
+    for source in (tmp_path / "texts", "python-docs"):
+        with pytest.raises(InputError, match="its texts have no fields such as 'year'"):
+            read_documents(source, ["year"])
+    with pytest.raises(InputError, match="is open already; ask for year"):
+        read_documents(read_documents(rows), ["year"])
+    with pytest.raises(InputError, match="two attributes are called 'year'"):
+        read_documents(rows, ["year", "metadata.year"])
+    again = list(read_documents([Document("a", "x", attributes={"kept": 1}), Document("b", "y")]))
+    assert [document.attributes for document in again] == [{"kept": 1}, None]

@@ -91,7 +91,7 @@ def test_the_threshold_deepens_until_no_document_can_be_missed(tmp_path):
     index = Index.build(store, "Flat", tmp_path / "i", entries=entries, analyzer="none")
     depths = []
     search = index.search
-    index.search = lambda queries, k: depths.append(k) or search(queries, k)
+    index.search = lambda queries, k, filter=None: depths.append(k) or search(queries, k)
     query = np.array([[1.0, 0.0]], np.float32)
     found = search_z_scores(index, query, [["word"]], 10, weight=1.0)
     lexical = index.lexical.scores(["word"]).astype(np.float64)[None]
@@ -135,7 +135,7 @@ def test_fused_by_z_scores_over_passages_is_exact(tmp_path, monkeypatch, seed):
     entries = (Entry(f"d{row}", mine, "") for row, mine in enumerate(words))
     index = Index.build(store, "Flat", tmp_path / "i", entries=entries)
     depths, search = [], index.search
-    monkeypatch.setattr(index, "search", lambda queries, k: depths.append(k) or search(queries, k))
+    monkeypatch.setattr(index, "search", lambda queries, k, filter=None: depths.append(k) or search(queries, k))
     terms = [["last"], *rng.choice(list("abcde"), (19, 2)).tolist()]
     found = search_z_scores(index, queries, terms, 10, weight=1.0)
     lexical = np.array([index.lexical.scores(one) for one in terms], np.float64)
@@ -279,3 +279,47 @@ def test_bad_arguments(retriever):
         Retriever(retriever.index, retriever.encoder, fusion="sum")
     with pytest.raises(InputError, match="weight of BM25 is -1"):
         Retriever(retriever.index, retriever.encoder, weight=-1)
+
+
+@pytest.fixture
+def filtered(tmp_path, encoder, documents):
+    """A retriever whose documents have attributes, and which of them are kept."""
+    tagged = [one._replace(attributes={"number": row, "odd": row % 2 == 1}) for row, one in enumerate(documents)]
+    vectors = encoder.encode_corpus(tagged, tmp_path / "v")
+    retriever = Retriever(build_index(vectors, tmp_path / "index", documents=tagged), encoder)
+    return retriever, "odd and number < 40", [f"d{row}" for row in range(1, 40, 2)]
+
+
+@pytest.mark.parametrize("mode", ["dense", "lexical", "hybrid"])
+@pytest.mark.parametrize("k", [1, 7, 50])
+def test_with_a_filter_hits_are_those_without_it_that_meet_it(filtered, mode, k):
+    retriever, condition, kept = filtered
+    everything = retriever.search_many(QUERIES, 50, mode=mode)
+    for found, whole in zip(retriever.search_many(QUERIES, k, mode=mode, filter=condition), everything, strict=True):
+        expected = [hit for hit in whole if hit.id in kept][:k]
+        assert [hit.id for hit in found] == [hit.id for hit in expected]
+        assert [hit.rank for hit in found] == list(range(1, len(found) + 1))
+        np.testing.assert_allclose([hit.score for hit in found], [hit.score for hit in expected], atol=1e-6)
+
+
+def test_reciprocal_ranks_with_a_filter_are_those_among_what_is_kept(filtered):
+    retriever, condition, kept = filtered
+    fused = Retriever(retriever.index, retriever.encoder, fusion="rrf")
+    for number, query in enumerate(QUERIES):
+        expected = dict.fromkeys(kept, 0.0)
+        for mode in ("dense", "lexical"):
+            ranked = [hit.id for hit in retriever.search_many([query], 50, mode=mode)[0] if hit.id in kept]
+            for rank, one in enumerate(ranked, start=1):
+                expected[one] += 1 / (60 + rank)
+        found = fused.search_many(QUERIES, 5, filter=condition)[number]
+        assert len(found) == 5
+        np.testing.assert_allclose([hit.score for hit in found], sorted(expected.values(), reverse=True)[:5], rtol=1e-6)
+
+
+def test_a_filter_that_nothing_meets_and_hits_with_their_attributes(filtered):
+    retriever, condition, _ = filtered
+    assert retriever.search_many(QUERIES, 5, filter="number > 99") == [[] for _ in QUERIES]
+    hit = retriever.search(QUERIES[0], 1, filter=condition)[0]
+    assert hit.attributes == {"number": hit.row, "odd": True}
+    with pytest.raises(InputError, match="asks for 'colour'; the attributes of this index are number, odd"):
+        retriever.search("words", filter="colour == 'red'")
