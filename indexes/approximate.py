@@ -115,7 +115,7 @@ class Approximate:
         self.rows = int(self._index.ntotal)
         self.metric = "ip" if self._index.metric_type == faiss.METRIC_INNER_PRODUCT else "other"
         inside = stored_rows(self._index)
-        self._lossy = inside is None
+        self._lossy = inside is None and not isinstance(self._index, faiss.IndexIVFFlat)
         if inside is None and vectors is None:
             raise InputError(f"{path} holds only compressed vectors and there are none beside it; make the index again")
         self.targets = Targets(vectors if inside is None else inside)  # type: ignore[arg-type]
@@ -140,7 +140,7 @@ class Approximate:
                 return search_exact(queries, self.targets, k, keep=keep)
             raise InputError(f"FAISS cannot search {type(self._index).__name__}: {_reason(error)}") from None
         found = top(self.scores(queries, rows), k, rows)
-        short = found.rows[:, -1] < 0
+        short: NDArray[np.bool_] = found.rows[:, -1] < 0
         if keep is not None:  # few among the nearest: what is kept lies elsewhere, and these are but its edge
             short |= rows[:, -1] < 0
         if short.any():

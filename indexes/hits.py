@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _LAST = 0xFFFFFFFE
+_FEW = 1024
 
 
 class Hits(NamedTuple):
@@ -31,16 +32,20 @@ def top(scores: NDArray[np.floating[Any]], k: int, rows: NDArray[np.int64] | Non
     Returns:
         Hits of shape (q, k).
     """
-    scores = np.atleast_2d(scores)  # (q, n)
-    columns = np.arange(scores.shape[1], dtype=np.int64) if rows is None else rows
-    rows = np.broadcast_to(columns, scores.shape)
-    if scores.dtype == np.float32 and rows.max(initial=0) <= _LAST:
-        return _pad(_top_by_keys(scores, rows, k), k)
+    if scores.ndim == 1:
+        scores = scores[None]
+    if rows is None:
+        rows = np.arange(scores.shape[1], dtype=np.int64)
+    if rows.shape != scores.shape:
+        rows = np.broadcast_to(rows, scores.shape)
+    if scores.size > _FEW and scores.dtype == np.float32 and rows.max(initial=0) <= _LAST:
+        return _padded(_top_by_keys(scores, rows, k), k)
+    lines = np.arange(len(scores))[:, None]
     if scores.shape[1] > k:
         best = _best_columns(scores, k)
-        scores, rows = np.take_along_axis(scores, best, axis=1), np.take_along_axis(rows, best, axis=1)
+        scores, rows = scores[lines, best], rows[lines, best]
     order = np.lexsort((rows, -scores), axis=1)[:, :k]
-    return _pad(Hits(np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)), k)
+    return _padded(Hits(rows[lines, order], scores[lines, order].astype(np.float32, copy=False)), k)
 
 
 def merge(parts: list[Hits], k: int) -> Hits:
@@ -76,9 +81,12 @@ def _best_columns(scores: NDArray[np.floating[Any]], k: int) -> NDArray[np.int64
     return best if width == k else np.argsort(-scores, axis=1, kind="stable")[:, :width]
 
 
-def _pad(found: Hits, k: int) -> Hits:
-    nothing = np.isneginf(found.scores)
-    missing = max(k - found.rows.shape[1], 0)
-    rows = np.pad(np.where(nothing, -1, found.rows), ((0, 0), (0, missing)), constant_values=-1)
-    scores = np.pad(found.scores, ((0, 0), (0, missing)), constant_values=-np.inf)
-    return Hits(rows, scores.astype(np.float32, copy=False))
+def _padded(found: Hits, k: int) -> Hits:
+    missing = k - found.rows.shape[1]
+    if missing <= 0 and (not found.scores.size or found.scores.min() > -np.inf):
+        return found
+    fill = np.full((len(found.rows), max(missing, 0)), -np.inf, np.float32)
+    scores = np.concatenate([found.scores, fill], axis=1)
+    rows = np.concatenate([found.rows, np.full(fill.shape, -1)], axis=1)
+    rows[np.isneginf(scores)] = -1
+    return Hits(rows, scores)

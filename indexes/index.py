@@ -215,16 +215,14 @@ class Index:
             raise InputError(f"k is {k}; expected at least 1")
         if queries.ndim != 2 or queries.shape[1] != self.dense.dim:
             raise InputError(f"queries have shape {queries.shape}; {self.folder} expects (queries, {self.dense.dim})")
-        if not np.isfinite(queries).all():
+        squares = np.vecdot(queries, queries, dtype=np.float64)  # (q,)
+        if not np.isfinite(squares).all():
             raise InputError("a query vector holds NaN or infinity; encode the query again")
-        if self.metric == "cosine":
-            lengths = np.sqrt(np.einsum("qd,qd->q", queries, queries, dtype=np.float64))
-            wrong = np.abs(lengths - 1) > UNIT_TOLERANCE
-            if wrong.any():
-                length = lengths[wrong][0]
-                raise InputError(
-                    f"a query vector has length {length:.3f}; {self.folder} compares unit vectors (cosine)"
-                )
+        if self.metric == "cosine" and len(squares):
+            lengths = np.sqrt(squares)
+            if lengths.min() < 1 - UNIT_TOLERANCE or lengths.max() > 1 + UNIT_TOLERANCE:
+                far = f"{lengths[np.abs(lengths - 1).argmax()]:.3f}"
+                raise InputError(f"a query vector has length {far}; {self.folder} compares unit vectors (cosine)")
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         keep = self.matching(filter)
         k = min(k, len(self) if keep is None else int(np.count_nonzero(keep)))

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-_GATHERED = 1 << 20
+_GATHERED = 1 << 17
 
 
 class Chunk(NamedTuple):
