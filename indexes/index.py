@@ -189,7 +189,7 @@ class Index:
             return None
         if isinstance(condition, str):
             if self.attributes is None:
-                raise InputError(f"{self.folder} has no attributes to filter by; build it with them")
+                raise InputError(f"{self.folder} has no attributes to filter by; build it with them (--attributes)")
             return self.attributes.matching(condition)
         if condition.dtype != bool or condition.shape != (len(self),):
             raise InputError(
