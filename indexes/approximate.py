@@ -74,15 +74,18 @@ def empty_index(factory: str, dim: int) -> Any:
     """An index of inner products without rows.
 
     Raises:
-        InputError: FAISS does not know the factory string, or crashes on it.
+        InputError: FAISS does not know the factory string, crashes on it, or compares by another metric with it.
     """
     faiss = load_faiss()
     if found := re.search(r"(HNSW|NSG)[01](?!\d)|IVF0(?!\d)", factory):
         raise InputError(f"factory {factory!r} has {found[0]}, which crashes FAISS; expected HNSW2, NSG2, IVF1 or more")
     try:
-        return faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
+        index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:
         raise InputError(f"FAISS does not know {factory!r} for {dim} dimensions: {_reason(error)}") from None
+    if index.metric_type != faiss.METRIC_INNER_PRODUCT:
+        raise InputError(f"factory {factory!r} compares by another metric than inner products; choose another")
+    return index
 
 
 class Approximate:

@@ -241,6 +241,12 @@ def test_lists_that_take_a_filter_and_lists_that_do_not(tmp_path, monkeypatch, f
     assert np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found.rows, right, strict=True)]) > 0.7
 
 
+def test_an_index_of_another_metric_is_not_built(store, tmp_path):
+    with pytest.raises(InputError, match="compares by another metric than inner products"):
+        Index.build(store, "IVF64,ITQ16,SH", tmp_path / "i")
+    assert not (tmp_path / "i").exists()
+
+
 def test_filters_without_attributes_or_of_another_shape_are_refused(store, tmp_path):
     index = Index.build(store, "Flat", tmp_path / "i")
     with pytest.raises(InputError, match="has no attributes to filter by"):
