@@ -97,7 +97,7 @@ def text(number: int, words: int = 12) -> str:
 def clustered(count: int, dim: int = 384, seed: int = 0) -> NDArray[np.float32]:
     """Unit vectors (count, dim) as text encoders make them: broad clusters, Zipf-distributed, on a curved surface.
 
-    A random network of one hidden layer maps 64 latent numbers to `dim`; a seventh of the length is noise. Vectors of
+    A random network of one hidden layer maps 64 latent numbers to `dim`, and noise is added. Vectors of
     one seed belong to the same clusters whatever their number.
     """
     rng = np.random.default_rng(seed)

@@ -2,9 +2,9 @@
 
     python benchmarks/speed.py
 
-Encoding: texts a second against SentenceTransformer.encode (same model, its batch size of 32). Exact search: queries a
-second of a Flat index against faiss.IndexFlatIP as it comes, by batch size. Pretraining: seconds of a DupMAE step
-against the same losses with dense vocabulary heads. Each figure is the best of several repeats; the sides take turns.
+Encoding: texts a second against SentenceTransformer.encode (same model, its batch size of 32). Pretraining: seconds of
+a DupMAE step against the same losses with dense vocabulary heads. Each figure is the best of several repeats; the sides
+take turns. benchmarks/encoding and benchmarks/indexes measure encoding and search in detail.
 """
 
 import json
@@ -13,13 +13,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import faiss
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 from torch.nn import functional
 
-from indexes import Index, save_vectors
 from pretraining import MaskOptions, PretrainingModel, seeded
 from pretraining.terms.bag_of_words import set_cross_entropy, word_set
 from pretraining.terms.retromae import decoder_query
@@ -49,23 +47,6 @@ def encoding() -> dict[str, float]:
         peer = SentenceTransformer(str(resolve("all-MiniLM-L6-v2")), device="cpu")
     seconds = best(3, lambda: ours.encode_documents(texts), lambda: peer.encode(texts, show_progress_bar=False))
     return {"retrokit texts/s": 300 / seconds[0], "peer texts/s": 300 / seconds[1], "ratio": seconds[1] / seconds[0]}
-
-
-def searching(folder: Path) -> dict[str, dict[str, float]]:
-    rng = np.random.default_rng(0)
-    rows = rng.normal(size=(100_000, 384)).astype(np.float32)
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    store = save_vectors(folder / "v", rows, [str(row) for row in range(len(rows))], made_by={"normalize": True})
-    index = Index.build(store, "Flat", folder / "i")
-    peer = faiss.IndexFlatIP(384)
-    peer.add(rows)
-    found = {}
-    for batch in (1, 32, 256):
-        queries = np.ascontiguousarray(rows[:batch])
-        seconds = best(5, lambda q=queries: index.search(q, 10), lambda q=queries: peer.search(q, 10))
-        rates = {"retrokit queries/s": batch / seconds[0], "peer queries/s": batch / seconds[1]}
-        found[f"batch {batch}"] = {**rates, "ratio": seconds[1] / seconds[0]}
-    return found
 
 
 def dense_losses(model: PretrainingModel, batch) -> torch.Tensor:
@@ -119,15 +100,11 @@ def pretraining_step() -> dict[str, float]:
 
 
 def main() -> None:
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        result = {
-            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-            "encoding all-MiniLM-L6-v2, 5–200 words": encoding(),
-            "exact search, 100,000 × 384, k = 10": searching(Path(folder)),
-            "DupMAE step, all-MiniLM-L6-v2, 16 × 128 tokens": pretraining_step(),
-        }
+    result = {
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "encoding all-MiniLM-L6-v2, 5–200 words": encoding(),
+        "DupMAE step, all-MiniLM-L6-v2, 16 × 128 tokens": pretraining_step(),
+    }
     text = json.dumps(result, indent=1, ensure_ascii=False)
     Path(__file__).with_suffix(".json").write_text(text + "\n", encoding="utf-8")
     print(text)

@@ -36,7 +36,6 @@ class Passages:
     def __init__(self, dense: Approximate, table: NDArray[np.int64], documents: int) -> None:
         self._dense = dense
         self._table = table
-        self._documents = documents
         self._document_of = np.ascontiguousarray(table[:, 0])  # (rows,)
         starts = np.searchsorted(self._document_of, np.arange(documents + 1))  # (n + 1,)
         self._starts = starts.astype(np.int64)

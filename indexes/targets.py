@@ -50,16 +50,11 @@ class Targets:
     Args:
         vectors: (r, d) float32, such as a memory map, aligned or not.
         starts: (n + 1,) int64: the row where each document begins, and r; None: each row is a target, n = r.
-        longest: An upper bound of the rows' lengths; None: found by reading all rows when it is first needed.
     """
 
-    def __init__(
-        self, vectors: NDArray[np.float32], starts: NDArray[np.int64] | None = None, longest: float | None = None
-    ) -> None:
+    def __init__(self, vectors: NDArray[np.float32], starts: NDArray[np.int64] | None = None) -> None:
         self.vectors = vectors
         self.starts = starts
-        if longest is not None:
-            self.longest = longest
 
     def __len__(self) -> int:
         return len(self.vectors) if self.starts is None else len(self.starts) - 1
@@ -71,7 +66,7 @@ class Targets:
 
     @cached_property
     def longest(self) -> float:
-        """The length of the longest row, rounded up."""
+        """The length of the longest row, rounded up; all rows are read for it, once."""
         squares = [0.0]
         for chunk in Targets(self.vectors).chunks(4096):
             squares.append(float(np.einsum("rd,rd->r", chunk.rows, chunk.rows).max()))
