@@ -170,18 +170,18 @@ def _open_index(folder: Path, testset: TestSet) -> _Opened:
     from retrieval.retriever import Retriever, same_corpus
 
     retriever = Retriever.open(folder)
-    made_of = retriever.index.corpus["fingerprint"]
-    if retriever.index.corpus.get("parts"):  # merged: only part by part is it known of what
-        for _ in same_corpus(testset.documents(), retriever.index.corpus, folder):
+    made_of = retriever.index.reader.corpus["fingerprint"]
+    if retriever.index.reader.corpus.get("parts"):  # merged: only part by part is it known of what
+        for _ in same_corpus(testset.documents(), retriever.index.reader.corpus, folder):
             pass
     elif made_of not in (None, testset.corpus_fingerprint):
         raise InputError(
             f"{folder} holds another corpus than {testset.name} ({made_of[:12]} ≠ {testset.corpus_fingerprint[:12]}); "
             "index the corpus of the test collection"
         )
-    made_by = retriever.index.made_by
+    made_by = retriever.index.reader.made_by
     found = {"index": folder.name, "encoder fingerprint": str(made_by.get("fingerprint", "unknown"))}
-    return _Opened(retriever, found | {"index factory": retriever.index.factory})
+    return _Opened(retriever, found | {"index factory": retriever.index.reader.factory})
 
 
 def _open_encoder(name: str, testset: TestSet, cache: Path | None) -> _Opened:

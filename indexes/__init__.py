@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from indexes.errors import InputError
     from indexes.exact import search_exact
-    from indexes.hits import Hits
-    from indexes.index import Entry, Index
+    from indexes.hits import Hits, Within
+    from indexes.index import Index
     from indexes.lexical import Lexical
+    from indexes.reader import Reader, Stored
+    from indexes.segments import Entry
     from indexes.transfer import export_vectors, merge_vectors, save_vectors
     from indexes.vectors import VectorStore
 
@@ -22,7 +24,10 @@ __all__ = [
     "Index",
     "InputError",
     "Lexical",
+    "Reader",
+    "Stored",
     "VectorStore",
+    "Within",
     "export_vectors",
     "merge_vectors",
     "save_vectors",
@@ -30,12 +35,15 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Entry": "index",
+    "Entry": "segments",
     "Hits": "hits",
     "Index": "index",
     "InputError": "errors",
     "Lexical": "lexical",
+    "Reader": "reader",
+    "Stored": "reader",
     "VectorStore": "vectors",
+    "Within": "hits",
     "export_vectors": "transfer",
     "merge_vectors": "transfer",
     "save_vectors": "transfer",

@@ -13,7 +13,7 @@ from indexes.errors import InputError
 from indexes.exact import search_exact
 from indexes.hits import Hits, top
 from indexes.targets import Targets
-from indexes.vectors import VectorStore
+from indexes.vectors import Rows
 
 _DISTRIBUTIONS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs", "faiss-gpu-cu12", "faiss-gpu-cu11")
 _TRAINING_ROWS = 262_144
@@ -22,6 +22,8 @@ _FILTERED = 8
 _BLOCK = 65_536
 _FEW_ROWS = 20_000
 _GRAPH_SHARE = 0.3
+_NEARLY_ALL = 0.8
+_MARGIN = 10
 
 
 def load_faiss() -> Any:
@@ -45,7 +47,7 @@ def load_faiss() -> Any:
     return faiss
 
 
-def build_faiss(store: VectorStore, factory: str, path: Path) -> None:
+def build_faiss(store: Rows, factory: str, path: Path) -> None:
     """Build a FAISS index of inner products over all rows and write it to a file.
 
     Args:
@@ -129,12 +131,15 @@ class Approximate:
         """Find the k best rows for each query (q, d), of those to keep (n,); hits are ordered by exact score.
 
         k is at most the number of rows to keep. Those few enough are searched exactly. FAISS goes through more of them:
-        through more lists, or farther through the graph, the rarer they are.
+        through more lists, or farther through the graph, the rarer they are. Where nearly all are kept, it looks for
+        a few more, and those not to be kept are left out of what it finds.
         """
-        times = _FILTERED if keep is not None else _OVERSAMPLE if self._lossy else 1
-        wanted = min(times * k, self.rows)
-        parameters = None if keep is None else self._parameters(keep, wanted)
-        if self.exhaustive or (keep is not None and parameters is None):
+        count = self.rows if keep is None else int(np.count_nonzero(keep))
+        nearly = keep is not None and count >= _NEARLY_ALL * self.rows
+        times = _FILTERED if keep is not None and not nearly else _OVERSAMPLE if self._lossy else 1
+        wanted = min(math.ceil(times * k * self.rows / count) + _MARGIN if nearly else times * k, self.rows)
+        parameters = None if keep is None or nearly else self._parameters(keep, wanted)
+        if self.exhaustive or (keep is not None and parameters is None and not nearly):
             return search_exact(queries, self.targets, k, keep=keep)
         try:
             _, rows = self._index.search(queries, wanted, params=parameters)  # (q, wanted)
@@ -142,9 +147,11 @@ class Approximate:
             if keep is not None:  # some kinds of lists (residual quantizers, spectral hashing) take no selector
                 return search_exact(queries, self.targets, k, keep=keep)
             raise InputError(f"FAISS cannot search {type(self._index).__name__}: {_reason(error)}") from None
+        if keep is not None and nearly:
+            rows[~keep[rows]] = -1  # (where a row is -1, that is what it stays)
         found = top(self.scores(queries, rows), k, rows)
         short: NDArray[np.bool_] = found.rows[:, -1] < 0
-        if keep is not None:  # few among the nearest: what is kept lies elsewhere, and these are but its edge
+        if parameters is not None:  # few among the nearest: what is kept lies elsewhere, and these are but its edge
             short |= rows[:, -1] < 0
         if short.any():
             whole = search_exact(queries[short], self.targets, k, keep=keep)
@@ -202,7 +209,7 @@ def _widen(faiss: Any, index: Any) -> None:
         space.set_index_parameter(index, "nprobe", min(lists, max(16, lists // 16)))
 
 
-def _training_rows(store: VectorStore) -> NDArray[np.float32]:
+def _training_rows(store: Rows) -> NDArray[np.float32]:
     if len(store) <= _TRAINING_ROWS:
         return store[:]
     return store[np.sort(np.random.default_rng(0).choice(len(store), _TRAINING_ROWS, replace=False))]

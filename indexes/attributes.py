@@ -46,10 +46,17 @@ class Attributes:
         return {field.name: str(field.type) for field in self.table.schema}
 
     @classmethod
-    def of(cls, rows: Sequence[Mapping[str, Any]], ids: Sequence[str]) -> "Attributes":
+    def of(
+        cls, rows: Sequence[Mapping[str, Any]], ids: Sequence[str], known: "Attributes | None" = None
+    ) -> "Attributes":
         """Make typed columns of Python values: bool, int, float, str, date or datetime, or lists of one of these.
 
         Each column has one type; whole numbers beside others become float64, and no value, None or NaN is null.
+
+        Args:
+            rows: The values of each document by their names.
+            ids: Of the documents, to name them.
+            known: Those of other documents, whose attributes need not have a value here.
 
         Raises:
             InputError: No document has a value of an attribute that is named, two documents give one values of
@@ -58,9 +65,44 @@ class Attributes:
         names = dict.fromkeys(name for row in rows for name in row)
         if strange := [name for name in names if not isinstance(name, str)]:
             raise InputError(f"an attribute is called {strange[0]!r}; expected a text")
-        columns = {name: _column(name, [row.get(name) for row in rows], ids) for name in names}
-        empty = pa.table({"": pa.nulls(len(rows))}).select([])  # a table without columns still has rows
-        return cls(pa.table(columns) if columns else empty)
+        elsewhere = {} if known is None else {field.name: field.type for field in known.table.schema}
+        columns = {name: _column(name, [row.get(name) for row in rows], ids, elsewhere.get(name)) for name in names}
+        return cls(pa.table(columns)) if columns else cls.none(len(rows))
+
+    @classmethod
+    def none(cls, rows: int) -> "Attributes":
+        """Of n documents that have none."""
+        return cls(pa.table({"": pa.nulls(rows)}).select([]))  # a table without columns still has rows
+
+    @classmethod
+    def joined(cls, parts: Sequence["Attributes"]) -> "Attributes":
+        """Those of several segments as one; where a segment lacks an attribute, it is null.
+
+        Raises:
+            InputError: An attribute is of one kind here and of another there.
+        """
+        types: dict[str, Any] = {}
+        for part in parts:
+            for field in part.table.schema:
+                types[field.name] = _common(field.name, types.get(field.name, field.type), field.type)
+        if not types:
+            return cls.none(sum(map(len, parts)))
+        columns = {
+            name: pa.chunked_array([chunk for part in parts for chunk in part.chunks(name, kind)], kind)
+            for name, kind in types.items()
+        }
+        return cls(pa.table(columns))
+
+    def chunks(self, name: str, kind: Any) -> list[pa.Array]:
+        """The values of an attribute as a type; nulls if there is none of that name."""
+        if name not in self.names:
+            return [pa.nulls(len(self), kind)]
+        column = self.table.column(name)
+        return list((column if column.type == kind else column.cast(kind, safe=False)).chunks)
+
+    def take(self, rows: NDArray[np.int64]) -> "Attributes":
+        """Those of some documents (m,)."""
+        return Attributes(self.table.take(pa.array(rows))) if self.names else Attributes.none(len(rows))
 
     def save(self, path: Path) -> None:
         """Write an Arrow IPC file."""
@@ -93,7 +135,7 @@ class Attributes:
         return {name: value for name, value in values.items() if value is not None}
 
 
-def _column(name: str, values: list[Any], ids: Sequence[str]) -> pa.Array:
+def _column(name: str, values: list[Any], ids: Sequence[str], known: Any) -> pa.Array:
     values = [_plain(value) for value in values]
     lists = any(isinstance(value, list) for value in values)
     found: dict[str, tuple[str, Any]] = {}
@@ -110,6 +152,8 @@ def _column(name: str, values: list[Any], ids: Sequence[str]) -> pa.Array:
         raise InputError(
             f"attribute {name!r} is {one} in document {first!r}, {other} in {second!r} ({example!r}); make it one kind"
         )
+    if not found and known is not None:
+        return pa.array(values, known)
     if not found and not lists and values:
         raise InputError(f"no document has a value of attribute {name!r}; leave it out or mend its name")
     kind = _TYPES[next(iter(found), "a text")]
@@ -117,6 +161,18 @@ def _column(name: str, values: list[Any], ids: Sequence[str]) -> pa.Array:
         return pa.array(values, pa.list_(kind) if lists else kind)
     except (OverflowError, pa.ArrowInvalid) as error:
         raise InputError(f"attribute {name!r} holds a value that 64 bits cannot ({error})") from None
+
+
+def _common(name: str, one: Any, other: Any) -> Any:
+    """The type of an attribute that is of two types in two segments."""
+    numbers = {pa.int64(), pa.float64()}
+    if one == other:
+        return one
+    if {one, other} == numbers:
+        return pa.float64()
+    if pa.types.is_list(one) and pa.types.is_list(other) and {one.value_type, other.value_type} == numbers:
+        return pa.list_(pa.float64())
+    raise InputError(f"attribute {name!r} is of type {one} in the index, of {other} here; make it one kind")
 
 
 def _plain(value: Any) -> Any:

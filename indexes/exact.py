@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from indexes.hits import Hits, merge, top
+from indexes.hits import Hits, Within, merge, top
 from indexes.products import Float64Products, Pairs, fastest
 from indexes.targets import Chunk, Targets
 
@@ -61,6 +61,34 @@ def _search(queries: NDArray[np.float32], targets: Targets, k: int, keep: NDArra
             pairs = pairs.where(~dense[pairs.lines])
         best.add(pairs._replace(columns=chunk.numbers[pairs.columns]), at_once=first)
     return best.finish()
+
+
+def search_within(
+    queries: NDArray[np.float32], targets: Targets, least: float, *, keep: NDArray[np.bool_] | None = None
+) -> Within:
+    """Find all targets whose inner product with a query is at least so much: `search_exact` by score, not by number.
+
+    Args:
+        queries: (q, d) float32, finite.
+        targets: n of them.
+        least: The least score, finite; it is rounded to float32, as scores are.
+        keep: (n,) which targets may be found; None: all.
+    """
+    queries = np.ascontiguousarray(queries, dtype=np.float32)
+    limit = np.nextafter(np.float32(least), np.float32(-np.inf))
+    found = []
+    for first in range(0, len(queries), _QUERIES_AT_ONCE):
+        some = queries[first : first + _QUERIES_AT_ONCE]
+        products = fastest(some, targets.longest, len(targets.vectors) if keep is None else int(keep.sum()))
+        for chunk in targets.chunks(_ROWS_AT_ONCE, keep):
+            pairs = products.above(chunk.rows, chunk.begins, np.full(len(some), limit), 1)
+            numbers = chunk.numbers[pairs.columns]
+            scores = targets.scores_of_pairs(products.exact_queries, pairs.lines, numbers)
+            enough = scores > limit
+            found.append((pairs.lines[enough] + first, numbers[enough], scores[enough]))
+    empty = (np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
+    lines, rows, scores = (np.concatenate(column) for column in zip(empty, *found, strict=True))
+    return Within.of(len(queries), lines, rows, scores)
 
 
 class _Best:

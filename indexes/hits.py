@@ -21,6 +21,39 @@ class Hits(NamedTuple):
     """(q, k) scores, higher is better."""
 
 
+class Within(NamedTuple):
+    """All rows for each query whose score is at least a limit, best first: those of query i from starts[i] on."""
+
+    starts: NDArray[np.int64]
+    """(q + 1,)"""
+    rows: NDArray[np.int64]
+    """(any,) row numbers."""
+    scores: NDArray[np.float32]
+    """(any,) scores."""
+
+    @classmethod
+    def of(
+        cls, queries: int, lines: NDArray[np.int64], rows: NDArray[np.int64], scores: NDArray[np.float32]
+    ) -> "Within":
+        """Put pairs of a query and a row (any,) in order."""
+        order = np.lexsort((rows, -scores, lines))
+        return cls(np.searchsorted(lines[order], np.arange(queries + 1)), rows[order], scores[order])
+
+    @classmethod
+    def joined(cls, queries: int, parts: "list[tuple[int, Within]]") -> "Within":
+        """Those of several parts, each with the number of its first row."""
+        lines = [np.repeat(np.arange(queries), np.diff(part.starts)) for _, part in parts]
+        rows = [part.rows + first for first, part in parts]
+        scores = [part.scores for _, part in parts]
+        empty = np.empty(0, np.int64)
+        return cls.of(
+            queries,
+            np.concatenate([empty, *lines]),
+            np.concatenate([empty, *rows]),
+            np.concatenate([empty.astype(np.float32), *scores]),
+        )
+
+
 def top(scores: NDArray[np.floating[Any]], k: int, rows: NDArray[np.int64] | None = None) -> Hits:
     """Take the k best of each line: by score, descending; ties by row number, ascending. -inf never counts.
 

@@ -1,92 +1,44 @@
-"""Index folders: one object over the FAISS part, the BM25 part, ids and texts of the same documents."""
+"""Index folders: one object to build, search and change an index of vectors, BM25, ids, attributes and texts."""
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from indexes.approximate import Approximate, build_faiss, load_faiss, stored_rows
-from indexes.attributes import Attributes
 from indexes.errors import InputError
-from indexes.exact import nothing
-from indexes.hits import Hits
-from indexes.lexical import Lexical
-from indexes.manifest import MANIFEST, differences, new_folder, open_manifest, seal, verify, write_json
+from indexes.generations import KIND, Change, changing, file_name, opened
+from indexes.hits import Hits, Within
+from indexes.lexical import K1, B
+from indexes.live import SMALL, LiveSegment, first_to_merge, live_segments, merged, moments_of, publish, record, without
+from indexes.manifest import differences, new_folder, open_manifest, read_manifest, seal, verify
 from indexes.moments import ScoreMoments
-from indexes.passages import Passages, check_passages
-from indexes.vectors import UNIT_TOLERANCE, VectorStore
+from indexes.reader import Reader, Stored
+from indexes.segments import Entry, Segment, write_segment
+from indexes.vectors import VectorStore, joined_corpus
 
-KIND = "index"
-_DENSE = "dense.faiss"
-_VECTORS = "vectors.npy"
-_PASSAGES = "passages.npy"
-_MOMENTS = "moments.npy"
-_IDS = "ids.json"
-_LEXICAL = "lexical"
-_ATTRIBUTES = "attributes.arrow"
-_TEXTS = "texts.jsonl"
-_OFFSETS = "texts.offsets.npy"
-
-
-class Entry(NamedTuple):
-    """What an index keeps of one document beside its vector."""
-
-    id: str
-    terms: Sequence[str]
-    """For BM25."""
-    text: str
-    """Shown with a hit."""
-    attributes: Mapping[str, Any] | None = None
-    """To filter by."""
+_FULL_UP_TO = 8_000_000_000
+_LONG = ("long_documents", "passage_tokens", "overlap")
 
 
 class Index:
-    """An opened index folder.
+    """An index folder that can be searched and changed.
 
-    Everything in it speaks of documents by their row, a position in `ids`. Where long documents were encoded in
-    passages, FAISS holds the passages and a document's dense score is its best passage's.
+    It consists of segments that never change, each with a FAISS file of its own. `add` and `upsert` write another one,
+    `delete` marks documents, `compact` makes one segment of all. Each change is there as a whole or not at all,
+    whatever happens to the process; one process at a time changes a folder, any number read it. An opened index shows
+    the folder as it was when it was opened, or changed or refreshed by this object; it can be searched by many threads.
 
     Attributes:
-        ids: The document id of each row.
-        made_by: The record of the encoder that made the vectors, with its `fingerprint`.
-        encoding: What else decided the vectors: `storage`, `long_documents` …
-        metric: `cosine` (unit vectors) or `ip` (inner product).
-        factory: The FAISS factory string.
-        analyzer: The name of what made the terms of the BM25 part.
-        dense: The FAISS part.
-        passages: What makes documents of its rows; None where every row is a whole document.
-        lexical: The BM25 part, or None.
-        attributes: Typed values of each document to filter by, or None.
-        moments: Mean and covariance of the vectors, for fusion; those of all passages, where there are passages.
-        corpus: `source` and `fingerprint` of the corpus.
+        folder: Where it is.
+        reader: The generation that it shows, which has everything that can be read.
     """
 
-    def __init__(self, folder: Path, manifest: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, reader: Reader) -> None:
         self.folder = folder
-        self.manifest = manifest
-        self.made_by: dict[str, Any] = manifest["made_by"]
-        self.encoding: dict[str, Any] = manifest["encoding"]
-        self.metric: str = manifest["metric"]
-        self.factory: str = manifest["factory"]
-        self.analyzer: str | None = manifest["analyzer"]
-        self.corpus: dict[str, Any] = manifest["corpus"]
-        self.ids: list[str] = json.loads((folder / _IDS).read_text(encoding="utf-8"))
-        raw = np.load(folder / _VECTORS, mmap_mode="r") if (folder / _VECTORS).is_file() else None
-        self.dense = Approximate(folder / _DENSE, raw)
-        table = np.load(folder / _PASSAGES, mmap_mode="r") if (folder / _PASSAGES).is_file() else None
-        self.passages: Passages | None = None
-        if table is not None:
-            check_passages(table, self.dense.rows, len(self.ids), folder)
-            self.passages = Passages(self.dense, table, len(self.ids))
-        self.lexical = Lexical.open(folder / _LEXICAL) if (folder / _LEXICAL).is_dir() else None
-        named = folder / _ATTRIBUTES
-        self.attributes = Attributes.open(named) if named.is_file() else None
-        mean_and_second = np.load(folder / _MOMENTS)
-        self.moments = ScoreMoments(mean_and_second[0], mean_and_second[1:])
-        self._offsets = np.load(folder / _OFFSETS, mmap_mode="r") if (folder / _OFFSETS).is_file() else None
+        self.reader = reader
 
     @classmethod
     def build(
@@ -117,24 +69,17 @@ class Index:
                 of no document, or FAISS refuses the string.
         """
         folder = Path(folder)
-        ids, passages = vectors.ids, vectors.passages
         with new_folder(folder, overwrite=overwrite) as temporary:
-            if passages is not None:
-                check_passages(passages, len(vectors), len(ids), vectors.folder)
-                np.save(temporary / _PASSAGES, passages, allow_pickle=False)
-            moments = ScoreMoments.of(vectors.blocks(), vectors.dim)
-            np.save(temporary / _MOMENTS, np.vstack([moments.mean, moments.second]), allow_pickle=False)
-            write_json(temporary / _IDS, ids)
-            own: list[Mapping[str, Any] | None] = []
-            table: Attributes | None = None
-            if entries is not None:
-                terms = _write_texts(temporary, _same_rows(ids, entries), own)
-                Lexical.build(terms).save(temporary / _LEXICAL)
-            if attributes is not None or any(one is not None for one in own):
-                table = _attributes_of(ids, own, attributes or {})
-                table.save(temporary / _ATTRIBUTES)
-            build_faiss(vectors, factory, temporary / _DENSE)
-            _keep_raw_rows(vectors, temporary)
+            name = file_name("segment", 1)
+            (temporary / name).mkdir()
+            ScoreMoments.of(vectors.blocks(), vectors.dim).save(temporary / file_name("moments", 1))
+            write_segment(temporary / name, vectors, factory, entries, attributes)
+            segment = Segment(temporary / name)
+            if segment.postings is not None and not segment.postings.rows.size:
+                raise InputError(
+                    f"none of the {len(segment)} documents holds a term; BM25 needs words: index without it "
+                    "(--dense-only)"
+                )
             content = {
                 "made_by": vectors.made_by,
                 "encoding": vectors.encoding,
@@ -142,122 +87,74 @@ class Index:
                 "metric": "cosine" if vectors.made_by.get("normalize") else "ip",
                 "factory": factory,
                 "analyzer": analyzer,
-                "attributes": None if table is None else table.types,
-                "documents": len(ids),
-                "rows": len(vectors),
+                "bm25": None if entries is None else {"k1": K1, "b": B},
+                "attributes": None if segment.attributes is None else segment.attributes.types,
                 "dim": vectors.dim,
+                "documents": len(segment),
+                "rows": segment.dense.rows,
+                "segments": [record(name, segment, factory)],
+                "moments": file_name("moments", 1),
+                "deleted": None,
+                "generation": 1,
             }
+            del segment  # nothing of the folder is mapped when it is renamed
             seal(temporary, KIND, content)
-        return cls.open(folder)
+        return cls.open(folder, "size")
 
     @classmethod
-    def open(cls, folder: str | Path) -> "Index":
+    def open(cls, folder: str | Path, check: str | None = None) -> "Index":
         """Open an index folder, memory-mapped where FAISS can.
 
+        Args:
+            folder: Where it is.
+            check: `full` compares every byte with the checksums, about a second per GB; `sample` some blocks of the
+                larger files; `size` only the files' sizes: in a file that is damaged where nobody looked, FAISS may
+                find anything, or crash. None: full up to 8 GB, else sample.
+
         Raises:
-            InputError: There is none, a file is missing or truncated, or its parts do not agree.
+            InputError: There is none, a file is missing or damaged, or its parts do not agree.
         """
         folder = Path(folder)
-        manifest = open_manifest(folder, KIND)
-        index = cls(folder, manifest)
-        found = (len(index.ids), index.dense.rows, index.dense.dim, index.dense.metric)
-        said = (manifest["documents"], manifest["rows"], manifest["dim"], "ip")
-        if index.attributes is not None and len(index.attributes) != len(index.ids):
-            raise InputError(
-                f"{folder}: {len(index.attributes)} of {len(index.ids)} documents have attributes: make it again"
-            )
-        if found != said:
-            raise InputError(
-                f"{folder}: documents, rows, dimension, metric are {found}; {MANIFEST} says {said}: make it again"
-            )
-        return index
+        return cls(folder, _read(folder, check))
+
+    def refresh(self) -> bool:
+        """Show the folder's present generation, if another process or object changed it; say whether one did."""
+        if read_manifest(self.folder, KIND)["generation"] == self.reader.generation:
+            return False
+        self.reader = _read(self.folder, "size")
+        return True
 
     def __len__(self) -> int:
-        return len(self.ids)
+        """How many documents there are."""
+        return len(self.reader)
 
-    def matching(self, condition: str | NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
-        """Which documents (n,) meet a filter; None: all, for there is none.
+    def __iter__(self) -> Iterator[Stored]:
+        """All documents with what is kept of them, in the order in which they were added."""
+        return iter(self.reader)
 
-        Args:
-            condition: In the language of `indexes.filters`, such as `year >= 2020 and lang in ["en", "de"]`, or the
-                documents themselves, (n,) bool.
+    def __contains__(self, id_: str) -> bool:
+        return bool(self.reader.rows_of([id_])[0] >= 0)
 
-        Raises:
-            InputError: It is no filter, not one for these attributes, or the index has none.
-        """
-        if condition is None:
-            return None
-        if isinstance(condition, str):
-            if self.attributes is None:
-                raise InputError(f"{self.folder} has no attributes to filter by; build it with them (--attributes)")
-            return self.attributes.matching(condition)
-        if condition.dtype != bool or condition.shape != (len(self),):
-            raise InputError(
-                f"a filter is {condition.dtype} of shape {condition.shape}; expected a text, or bool of ({len(self)},)"
-            )
-        return condition
+    def get(self, ids: Sequence[str]) -> list[Stored | None]:
+        """What is kept of each document: vectors, text, attributes; None where there is no such id."""
+        if isinstance(ids, str):
+            raise InputError(f"found one id, {ids!r}; expected a list of ids")
+        reader = self.reader
+        return [None if row < 0 else reader.stored(row) for row in reader.rows_of(ids).tolist()]
 
     def search(self, queries: NDArray[np.float32], k: int, *, filter: str | NDArray[np.bool_] | None = None) -> Hits:
-        """Find the k documents of the largest inner product for each query.
+        """Find the k documents of the largest inner product for each query; see `Reader.search`."""
+        return self.reader.search(queries, k, filter=filter)
 
-        Args:
-            queries: (q, d) float32, made by the encoder that made the index.
-            k: Hits for each query.
-            filter: Only documents that meet it are hits; see `matching`.
+    def search_within(
+        self, queries: NDArray[np.float32], least: float, *, filter: str | NDArray[np.bool_] | None = None
+    ) -> Within:
+        """Find all documents whose score is at least so much, exactly (FAISS' range_search); see `Reader`."""
+        return self.reader.search_within(queries, least, filter=filter)
 
-        Returns:
-            Hits (q, min(k, documents that meet the filter)), each at most once, ordered by score, then row.
-
-        Raises:
-            InputError: k < 1, another dimension, NaN, vectors that are not unit length under cosine, or no such filter.
-        """
-        if k < 1:
-            raise InputError(f"k is {k}; expected at least 1")
-        if queries.ndim != 2 or queries.shape[1] != self.dense.dim:
-            raise InputError(f"queries have shape {queries.shape}; {self.folder} expects (queries, {self.dense.dim})")
-        squares = np.vecdot(queries, queries, dtype=np.float64)  # (q,)
-        if not np.isfinite(squares).all():
-            raise InputError("a query vector holds NaN or infinity; encode the query again")
-        if self.metric == "cosine" and len(squares):
-            lengths = np.sqrt(squares)
-            if lengths.min() < 1 - UNIT_TOLERANCE or lengths.max() > 1 + UNIT_TOLERANCE:
-                far = f"{lengths[np.abs(lengths - 1).argmax()]:.3f}"
-                raise InputError(f"a query vector has length {far}; {self.folder} compares unit vectors (cosine)")
-        queries = np.ascontiguousarray(queries, dtype=np.float32)
-        keep = self.matching(filter)
-        k = min(k, len(self) if keep is None else int(np.count_nonzero(keep)))
-        return (self.passages or self.dense).search(queries, k, keep) if k else nothing(len(queries), 0)
-
-    def scores(self, queries: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Exact dense scores of each query (q, d) with its own documents, by row (q, m); -inf where a row is -1."""
-        return (self.passages or self.dense).scores(queries, rows)
-
-    def passage(self, query: NDArray[np.float32], row: int) -> tuple[int, int] | None:
-        """Where a document's best passage for a query (d,) begins and ends, in characters of its content.
-
-        None where the index holds whole documents.
-        """
-        return self.passages.best(query, row) if self.passages else None
-
-    def check_encoder(self, made_by: Mapping[str, Any], name: str) -> None:
-        """Refuse an encoder other than the one that made the vectors.
-
-        Raises:
-            InputError: The fingerprints differ; both sides are named, field by field.
-        """
-        if made_by["fingerprint"] != self.made_by["fingerprint"]:
-            raise InputError(
-                f"{self.folder} was made by another encoder than {name} (index ≠ encoder: "
-                f"{differences(self.made_by, made_by)}); search it with its own encoder or encode the corpus again"
-            )
-
-    def text(self, row: int) -> str | None:
-        """The stored text of a row; None if the index keeps no texts."""
-        if self._offsets is None:
-            return None
-        with (self.folder / _TEXTS).open("rb") as file:
-            file.seek(int(self._offsets[row]))
-            return json.loads(file.readline())["text"]
+    def stats(self) -> dict[str, Any]:
+        """What there is: generation, documents, deleted, bytes on disk, and the same of each segment."""
+        return self.reader.stats()
 
     def verify(self) -> None:
         """Compare every file with its checksum.
@@ -265,62 +162,144 @@ class Index:
         Raises:
             InputError: A file is damaged; the message names it.
         """
-        verify(self.folder, self.manifest)
+        verify(self.folder, self.reader.manifest)
+
+    def add(
+        self,
+        vectors: VectorStore,
+        *,
+        entries: Iterable[Entry] | None = None,
+        attributes: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        """Add documents, none of which is there yet.
+
+        Args:
+            vectors: Their vectors, made by the index's encoder.
+            entries: The documents in the same order, if the index has BM25 and texts, else none; their terms are made
+                by what `analyzer` names.
+            attributes: Of documents by id, beside those of the entries.
+
+        Raises:
+            InputError: A document is there already, the vectors are of another encoder, entries are missing or too
+                many, an attribute is of another kind than in the index, or another process changes the folder. The
+                index is as it was.
+        """
+        self._add(vectors, entries, attributes, replace=False)
+
+    def upsert(
+        self,
+        vectors: VectorStore,
+        *,
+        entries: Iterable[Entry] | None = None,
+        attributes: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> int:
+        """Add documents, and replace those that are there already; say how many were. See `add`."""
+        return self._add(vectors, entries, attributes, replace=True)
+
+    def delete(
+        self, ids: Sequence[str] = (), *, filter: str | NDArray[np.bool_] | None = None, missing_ok: bool = False
+    ) -> int:
+        """Delete documents by id, by filter, or both; say how many.
+
+        Their space is given back by `compact`.
+
+        Raises:
+            InputError: An id is not there and `missing_ok` is false, the filter is none for this index, or another
+                process changes the folder. The index is as it was.
+        """
+        if isinstance(ids, str):
+            raise InputError(f"found one id, {ids!r}; expected a list of ids")
+        with self._changing() as (change, reader):
+            rows = reader.rows_of(ids)
+            if not missing_ok and rows.min(initial=0) < 0:
+                missing = [id_ for id_, row in zip(ids, rows.tolist(), strict=True) if row < 0]
+                raise InputError(f"{self.folder} has no {len(missing)} of these documents, such as {missing[0]!r}")
+            doomed = np.zeros(reader.rows, bool) if filter is None else np.array(reader.matching(filter))
+            doomed[rows[rows >= 0]] = True
+            if doomed.any():
+                publish(change, reader, without(reader, doomed), reader.moments - moments_of(reader, doomed))
+        return int(np.count_nonzero(doomed))
+
+    def compact(self) -> None:
+        """Make one segment of all documents, built by the index's factory, and give the space of deleted ones back.
+
+        Answers stay the same, except that an approximate index may find other candidates. A factory that cannot be
+        built over so few documents as are left gives way to `Flat`; `stats` says so.
+
+        Raises:
+            InputError: Another process changes the folder.
+        """
+        with self._changing() as (change, reader):
+            held = live_segments(reader)
+            if len(held) > 1 or any(one.live is not None for one in held):
+                whole = merged(change, held, reader.factory)
+                rows = whole.segment.dense.targets
+                publish(change, reader, [whole], ScoreMoments.of(rows.blocks(), reader.dim))
+
+    def _add(
+        self,
+        vectors: VectorStore,
+        entries: Iterable[Entry] | None,
+        attributes: Mapping[str, Mapping[str, Any]] | None,
+        *,
+        replace: bool,
+    ) -> int:
+        with self._changing() as (change, reader):
+            _refuse_misfit(reader, vectors, entries is not None)
+            rows = reader.rows_of(vectors.ids)
+            doomed = np.zeros(reader.rows, bool)
+            doomed[rows[rows >= 0]] = True
+            if doomed.any() and not replace:
+                first = next(id_ for id_, row in zip(vectors.ids, rows.tolist(), strict=True) if row >= 0)
+                raise InputError(
+                    f"{np.count_nonzero(doomed)} of the documents are in {self.folder} already, such as {first!r}; "
+                    "upsert replaces them"
+                )
+            path = change.path("segment")
+            path.mkdir()
+            factory = "Flat" if len(vectors) < SMALL else reader.factory
+            write_segment(path, vectors, factory, entries, attributes, known=reader.attributes)
+            segment = Segment(path)
+            held = [*without(reader, doomed), LiveSegment(record(path.name, segment, factory), segment, None)]
+            moments = reader.moments + ScoreMoments.of(vectors.blocks(), reader.dim)
+            if doomed.any():
+                moments -= moments_of(reader, doomed)
+            gone = bool(doomed.any()) or len(reader) < reader.rows
+            corpus = joined_corpus([(reader.corpus, len(reader)), (vectors.corpus, vectors.documents)], known=not gone)
+            publish(change, reader, held, moments, corpus)
+        with self._changing() as (change, reader):  # what is added by little and little is merged now and then
+            held = live_segments(reader)
+            begin = first_to_merge(held)
+            if begin < len(held) - 1:
+                count = sum(one.documents for one in held[begin:])
+                one = merged(change, held[begin:], "Flat" if count < SMALL else reader.factory)
+                publish(change, reader, [*held[:begin], one], reader.moments)
+        return int(np.count_nonzero(doomed))
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[tuple[Change, Reader]]:
+        """Hold the folder for a change of its present generation, and show what it is afterwards."""
+        with changing(self.folder) as change:
+            self.refresh()
+            yield change, self.reader
+        self.refresh()
 
 
-def _keep_raw_rows(vectors: VectorStore, folder: Path) -> None:
-    """Keep the raw vectors beside a FAISS file that holds them only compressed.
-
-    They are float32 whatever the vectors folder keeps: beside vectors kept as float16, int8 or binary they take 2, 4
-    or 32 times its space, and hold no more than was read back from it.
-    """
-    faiss = load_faiss()
-    if stored_rows(faiss.read_index(str(folder / _DENSE), faiss.IO_FLAG_MMAP_IFC)) is not None:
-        return
-    shape = (len(vectors), vectors.dim)
-    raw = np.lib.format.open_memmap(folder / _VECTORS, mode="w+", dtype=np.float32, shape=shape)
-    for first, block in vectors.blocks():
-        raw[first : first + len(block)] = block
-    raw.flush()
+def _read(folder: Path, check: str | None) -> Reader:
+    return opened(
+        folder, lambda: Reader(folder, open_manifest(folder, KIND, check, full_up_to=_FULL_UP_TO, beyond="sample"))
+    )
 
 
-def _attributes_of(
-    ids: Sequence[str], own: Sequence[Mapping[str, Any] | None], attributes: Mapping[str, Mapping[str, Any]]
-) -> Attributes:
-    if unknown := attributes.keys() - set(ids):
+def _refuse_misfit(reader: Reader, vectors: VectorStore, entries: bool) -> None:
+    """Refuse vectors that mean something else than those of the index, or come with more or less than it keeps."""
+    reader.check_encoder(vectors.made_by, str(vectors.folder))
+    ours, theirs = ({name: one.encoding.get(name) for name in _LONG} for one in (reader, vectors))
+    if ours != theirs or any((one.passages is not None) != vectors.has_passages for one in reader.segments):
         raise InputError(
-            f"attributes are given for {len(unknown)} documents that the vectors lack, such as {min(unknown)!r}; "
-            "leave them out"
+            f"{reader.folder} and {vectors.folder} treat long documents otherwise ({differences(ours, theirs)}); "
+            "encode as the index was encoded"
         )
-    rows = [
-        {**(mine or {}), **attributes.get(one, {})} for one, mine in zip(ids, own or [None] * len(ids), strict=True)
-    ]
-    return Attributes.of(rows, ids)
-
-
-def _same_rows(ids: Sequence[str], entries: Iterable[Entry]) -> Iterable[Entry]:
-    row = -1
-    for row, entry in enumerate(entries):
-        expected = ids[row] if row < len(ids) else None
-        if entry.id != expected:
-            raise InputError(
-                f"document {row + 1} of the corpus is {entry.id!r}; the vectors have {expected!r} there: "
-                "index the corpus that was encoded"
-            )
-        yield entry
-    if row + 1 != len(ids):
-        raise InputError(f"the corpus has {row + 1} documents; the vectors have {len(ids)}: index what was encoded")
-
-
-def _write_texts(
-    folder: Path, entries: Iterable[Entry], attributes: list[Mapping[str, Any] | None]
-) -> Iterable[Sequence[str]]:
-    """Write the texts and where each begins, passing the terms on, and add each entry's attributes to the list."""
-    offsets: list[int] = []
-    with (folder / _TEXTS).open("wb") as file:
-        for entry in entries:
-            offsets.append(file.tell())
-            file.write(json.dumps({"id": entry.id, "text": entry.text}, ensure_ascii=False).encode() + b"\n")
-            attributes.append(entry.attributes)
-            yield entry.terms
-    np.save(folder / _OFFSETS, np.asarray(offsets, dtype=np.int64), allow_pickle=False)
+    if entries != (reader.lexical is not None):
+        has, pass_ = ("has BM25 and texts", "pass entries") if reader.lexical else ("has no BM25", "pass no entries")
+        raise InputError(f"{reader.folder} {has}: {pass_} with the vectors")

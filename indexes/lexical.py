@@ -1,67 +1,88 @@
-"""BM25 over lists of terms, by bm25s; knows nothing of how texts become terms."""
+"""BM25 over the inverted lists of one segment or several; knows nothing of how texts become terms."""
 
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
-import bm25s
 import numpy as np
-from bm25s.tokenization import Tokenized
 from numpy.typing import NDArray
 
 from indexes.errors import InputError
 from indexes.hits import Hits, top
+from indexes.postings import Postings
 
 K1 = 0.9
 B = 0.4
 
 
-class Lexical:
-    """A BM25 index: Lucene's variant, every term's weight computed when the index is built.
+def inverse_document_frequency(documents: int, holding: int) -> float:
+    """ln(1 + (n - h + 0.5) / (h + 0.5)): Lucene's, never negative.
 
-    Defaults k1 = 0.9 and b = 0.4 are Anserini's for passages (bm25s' own are 1.5 and 0.75): a published BM25 figure
+    Source: Kamphuis et al., "Which BM25 Do You Mean?" (ECIR 2020), table 1.
+    """
+    return float(np.log1p((documents - holding + 0.5) / (holding + 0.5)))
+
+
+def saturation(
+    counts: NDArray[np.unsignedinteger], lengths: NDArray[np.unsignedinteger], average: float, k1: float, b: float
+) -> NDArray[np.float64]:
+    """Tf / (tf + k1 (1 - b + b l / l̄)): how much a term that a document holds tf times says, from 0 to 1.
+
+    The same source; like Lucene since version 8, without the constant factor k1 + 1.
+    """
+    times = counts.astype(np.float64)
+    return times / (times + k1 * (1 - b + b * (lengths / average)))
+
+
+class Lexical:
+    """BM25 over documents of one segment or several, by the statistics of those that are not deleted.
+
+    Weights are computed when they are asked for. So it makes no difference to any score in which segments documents
+    lie, nor whether deleted ones are still there.
+
+    Defaults k1 = 0.9 and b = 0.4 are Anserini's for passages (Lucene's own are 1.2 and 0.75): a published BM25 figure
     means little without them.
+
+    Args:
+        parts: Postings of each segment, and which of its documents live (n,); None: all. Rows count on from segment
+            to segment.
+        k1: How slowly repeated terms lose weight, 0 or more.
+        b: How much the length of a document counts, from 0 to 1.
+
+    Raises:
+        InputError: k1 or b is out of range.
     """
 
-    def __init__(self, scorer: bm25s.BM25) -> None:
-        self._scorer = scorer
-        self.rows = int(scorer.scores["num_docs"])
-        self.k1 = float(scorer.k1)
-        self.b = float(scorer.b)
-
-    @classmethod
-    def build(cls, terms: Iterable[Sequence[str]], *, k1: float = K1, b: float = B) -> "Lexical":
-        """Index the terms of each document, in row order.
-
-        Raises:
-            InputError: No document holds any term, or k1 or b is out of range.
-        """
+    def __init__(
+        self, parts: Sequence[tuple[Postings, NDArray[np.bool_] | None]], k1: float = K1, b: float = B
+    ) -> None:
         if k1 < 0 or not 0 <= b <= 1:
             raise InputError(f"k1 is {k1} and b is {b}; expected k1 ≥ 0 and 0 ≤ b ≤ 1")
-        vocabulary: dict[str, int] = {}
-        ids = [[vocabulary.setdefault(term, len(vocabulary)) for term in document] for document in terms]
-        if not vocabulary:
-            raise InputError(
-                f"none of the {len(ids)} documents holds a term; BM25 needs words: index without it (--dense-only)"
-            )
-        scorer = bm25s.BM25(k1=k1, b=b, method="lucene")
-        scorer.index(Tokenized(ids=ids, vocab=vocabulary), create_empty_token=False, show_progress=False)
-        return cls(scorer)
-
-    def save(self, folder: Path) -> None:
-        """Write the index as bm25s does: `.npy` arrays and JSON."""
-        self._scorer.save(folder, show_progress=False, allow_pickle=False)
-
-    @classmethod
-    def open(cls, folder: Path) -> "Lexical":
-        """Open a saved index, its arrays memory-mapped."""
-        return cls(bm25s.BM25.load(folder, mmap=True, show_progress=False, allow_pickle=False))
+        self.k1, self.b = k1, b
+        self._parts = parts
+        self._starts = np.cumsum([0, *(len(one.lengths) for one, _ in parts)]).tolist()
+        self.rows: int = self._starts[-1]
+        live = [one.lengths if keep is None else one.lengths[keep] for one, keep in parts]
+        self.documents = sum(map(len, live))
+        self.average = sum(int(lengths.sum()) for lengths in live) / max(self.documents, 1)
 
     def scores(self, terms: Sequence[str]) -> NDArray[np.float32]:
-        """Score every document for one query; (n,), 0 where no term matches."""
-        known = self._scorer.get_tokens_ids(list(terms))
-        if not known:
-            return np.zeros(self.rows, dtype=np.float32)
-        return np.asarray(self._scorer.get_scores_from_ids(known), dtype=np.float32)
+        """Score every document for one query; (n,), 0 where no term matches. A deleted one's score means nothing."""
+        total = np.zeros(self.rows)
+        lists = [one.vocabulary.numbers(terms).tolist() for one, _ in self._parts]
+        for numbers in zip(*lists, strict=True):  # of one term in each segment
+            self._add(total, numbers)
+        return total.astype(np.float32)
+
+    def _add(self, total: NDArray[np.float64], numbers: Sequence[int]) -> None:
+        found = [
+            (start, one, keep, *one.of_term(number))
+            for start, (one, keep), number in zip(self._starts, self._parts, numbers, strict=False)
+            if number >= 0
+        ]
+        holding = sum(len(rows) if keep is None else np.count_nonzero(keep[rows]) for _, _, keep, rows, _ in found)
+        weight = inverse_document_frequency(self.documents, int(holding))
+        for start, one, _, rows, counts in found:
+            said = saturation(counts, one.lengths[rows], self.average, self.k1, self.b)
+            total[start : start + len(one.lengths)][rows] += weight * said
 
     def search(self, queries: Sequence[Sequence[str]], k: int, keep: NDArray[np.bool_] | None = None) -> Hits:
         """Find the k best documents for each query; a document without any of its terms is no hit.
@@ -69,7 +90,7 @@ class Lexical:
         Args:
             queries: The terms of each query.
             k: Hits for each query.
-            keep: (n,) which documents may be hits; None: all. What a term weighs depends on all of them.
+            keep: (n,) which documents may be hits; None: all. What a term weighs depends on all that live.
 
         Returns:
             Hits (q, k).

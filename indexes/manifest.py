@@ -22,7 +22,13 @@ except ModuleNotFoundError:
 MANIFEST = "manifest.json"
 LOCK = ".lock"
 FORMAT = 2
+_FORMATS = {"index": 3}
+"""Of kinds whose format is another."""
+CHECKS = ("full", "sample", "size")
+"""How the files of a folder are compared with its manifest: every byte, some of the larger ones', or their sizes."""
 _ALWAYS_VERIFIED = 256_000_000
+_SAMPLED = 16_000_000
+_SAMPLES, _SAMPLE = 64, 65_536
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -36,6 +42,17 @@ def folder_digest(folder: Path) -> str:
     """SHA-256 over the names and contents of all files below a folder, as 64 hex digits."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return fingerprint({path.relative_to(folder).as_posix(): file_digest(path) for path in paths})
+
+
+def sample_digest(path: Path) -> str:
+    """SHA-256 of 64 blocks of 64 KiB, evenly spaced from the first to the last of a file, as 64 hex digits."""
+    digest = hashlib.sha256()
+    last = max(path.stat().st_size - _SAMPLE, 0)
+    with path.open("rb") as file:
+        for number in range(_SAMPLES):
+            file.seek(last * number // (_SAMPLES - 1))
+            digest.update(file.read(_SAMPLE))
+    return digest.hexdigest()
 
 
 def file_digest(path: Path) -> str:
@@ -190,15 +207,15 @@ def sole_writer(folder: Path) -> Iterator[None]:
 def publish(temporary: Path, target: Path, *, overwrite: bool = False) -> None:
     """Flush `temporary` to disk and rename it to `target`, exchanging the two if `target` exists."""
     for path in sorted(temporary.rglob("*")):
-        _sync(path)
-    _sync(temporary)
+        sync(path)
+    sync(temporary)
     refuse_existing(target, overwrite=overwrite)
     if target.exists():
         _exchange(temporary, target)
         shutil.rmtree(temporary)
     else:
         temporary.rename(target)
-    _sync(target.parent)
+    sync(target.parent)
 
 
 def seal(
@@ -215,23 +232,40 @@ def seal(
     if files is None:
         paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in (MANIFEST, LOCK))
         files = {path.relative_to(folder).as_posix(): describe(path) for path in paths}
-    write_json(folder / MANIFEST, {"kind": kind, "format": FORMAT, **content, "files": dict(sorted(files.items()))})
+    write_json(
+        folder / MANIFEST, {"kind": kind, "format": format_of(kind), **content, "files": dict(sorted(files.items()))}
+    )
+
+
+def format_of(kind: str) -> int:
+    """The version of the format in which folders of a kind are written and read."""
+    return _FORMATS.get(kind, FORMAT)
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """What a manifest says of a file: its size and SHA-256."""
-    return {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+    """What a manifest says of a file: its size and SHA-256, and that of a sample of a large one."""
+    size = path.stat().st_size
+    sample = {"sample": sample_digest(path)} if size > _SAMPLED else {}
+    return {"bytes": size, "sha256": file_digest(path), **sample}
 
 
-def open_manifest(folder: Path, kind: str) -> dict[str, Any]:
-    """Read a folder's manifest and check that the folder is of this kind and that no file is missing or cut short.
+def open_manifest(
+    folder: Path, kind: str, check: str | None = None, *, full_up_to: int | None = None, beyond: str = "size"
+) -> dict[str, Any]:
+    """Read a folder's manifest and check that the folder is of this kind and that its files are what it says.
 
-    Sizes are compared on every open; so are the checksums of a folder of up to 256 MB, a matter of tenths of a second.
-    `verify` compares those of any folder.
+    Args:
+        folder: The folder.
+        kind: What it should be.
+        check: One of `CHECKS`; None: full for a folder of few bytes, else `beyond`. Sizes are always compared.
+        full_up_to: So many are few; None: 256 MB, which take tenths of a second.
+        beyond: For more.
 
     Raises:
-        InputError: No such folder, no manifest, another kind or format, or a missing or truncated file.
+        InputError: No such folder, no manifest, another kind or format, or a missing, truncated or damaged file.
     """
+    if check not in (None, *CHECKS):
+        raise InputError(f"check is {check!r}; expected one of {', '.join(CHECKS)}")
     manifest = read_manifest(folder, kind)
     for name, entry in manifest["files"].items():
         path = folder / name
@@ -239,8 +273,8 @@ def open_manifest(folder: Path, kind: str) -> dict[str, Any]:
         if size != entry["bytes"]:
             state = "is missing" if size is None else f"has {size:,} bytes"
             raise InputError(f"{path} {state}; the manifest says {entry['bytes']:,} bytes: make the folder again")
-    if sum(entry["bytes"] for entry in manifest["files"].values()) <= _ALWAYS_VERIFIED:
-        verify(folder, manifest)
+    few = sum(entry["bytes"] for entry in manifest["files"].values()) <= (full_up_to or _ALWAYS_VERIFIED)
+    verify(folder, manifest, check or ("full" if few else beyond))
     return manifest
 
 
@@ -258,22 +292,22 @@ def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
     found = manifest.get("kind") if isinstance(manifest, dict) else None
     if found != kind:
         raise InputError(f"{folder} is a folder of kind {found!r}; expected {kind!r}")
-    if manifest.get("format") != FORMAT:
+    if manifest.get("format") != format_of(kind):
         raise InputError(
-            f"{folder} has format {manifest.get('format')!r}; this retrokit reads format {FORMAT}: make it again"
+            f"{folder} has format {manifest.get('format')!r}; this retrokit reads {format_of(kind)}: make it again"
         )
     if not isinstance(manifest.get("files"), dict):
         raise InputError(f"{folder / MANIFEST} lists no files; it is damaged: make the folder again")
     return manifest
 
 
-def verify(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Compare every file of a folder with the checksum in its manifest.
+def verify(folder: Path, manifest: Mapping[str, Any], check: str = "full") -> None:
+    """Compare every file of a folder with what its manifest says, in one of the ways of `CHECKS`.
 
     Raises:
         InputError: Files are missing, cut short or different; the message names the first ones.
     """
-    damaged = damaged_files(folder, manifest["files"])
+    damaged = damaged_files(folder, manifest["files"], check)
     if damaged:
         more = f" and {len(damaged) - 3} more" if len(damaged) > 3 else ""
         raise InputError(
@@ -282,11 +316,15 @@ def verify(folder: Path, manifest: Mapping[str, Any]) -> None:
         )
 
 
-def damaged_files(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def damaged_files(folder: Path, files: Mapping[str, Mapping[str, Any]], check: str = "full") -> list[str]:
     """The names of files that are missing, of another size or of another SHA-256 than `files` says of them."""
 
     def sound(path: Path, entry: Mapping[str, Any]) -> bool:
-        return path.is_file() and path.stat().st_size == entry["bytes"] and file_digest(path) == entry["sha256"]
+        if not path.is_file() or path.stat().st_size != entry["bytes"]:
+            return False
+        if check == "full":
+            return file_digest(path) == entry["sha256"]
+        return check == "size" or "sample" not in entry or sample_digest(path) == entry["sample"]
 
     return [name for name, entry in files.items() if not sound(folder / name, entry)]
 
@@ -302,7 +340,8 @@ def _short(value: Any) -> str:
     return text[:12] if len(text) == 64 and " " not in text else repr(value) if value == "" else text
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have the system write a file or a folder's names to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

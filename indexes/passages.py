@@ -39,7 +39,7 @@ class Passages:
         self._document_of = np.ascontiguousarray(table[:, 0])  # (rows,)
         starts = np.searchsorted(self._document_of, np.arange(documents + 1))  # (n + 1,)
         self._starts = starts.astype(np.int64)
-        self._targets = Targets(dense.targets.vectors, self._starts)
+        self.targets = Targets(dense.targets.vectors, self._starts)
 
     def search(self, queries: NDArray[np.float32], k: int, keep: NDArray[np.bool_] | None = None) -> Hits:
         """Find the k best documents for each query (q, d), of those to keep (n,); hits are ordered by exact score.
@@ -47,7 +47,7 @@ class Passages:
         k is at most the number of documents to keep.
         """
         if self._dense.exhaustive:
-            return search_exact(queries, self._targets, k, keep=keep)
+            return search_exact(queries, self.targets, k, keep=keep)
         kept = None if keep is None else keep[self._document_of]
         rows = self._dense.rows if kept is None else int(np.count_nonzero(kept))
         found = nothing(len(queries), k)
@@ -62,17 +62,17 @@ class Passages:
                 found.rows[done], found.scores[done] = best
             missing, depth = missing[~enough], _DEEPER * depth
         if missing.size:
-            found.rows[missing], found.scores[missing] = search_exact(queries[missing], self._targets, k, keep=keep)
+            found.rows[missing], found.scores[missing] = search_exact(queries[missing], self.targets, k, keep=keep)
         return found
 
     def scores(self, queries: NDArray[np.float32], documents: NDArray[np.int64]) -> NDArray[np.float32]:
         """Exact scores of each query (q, d) with its own documents (q, m); -inf where a document is -1."""
-        return self._targets.scores(queries, documents)
+        return self.targets.scores(queries, documents)
 
     def best(self, query: NDArray[np.float32], document: int) -> tuple[int, int]:
         """The characters of a document's content where its best passage for a query (d,) begins and ends."""
         first, last = self._starts[document : document + 2]
-        row = first + int(np.argmax(self._targets.vectors[first:last].astype(np.float64) @ query))
+        row = first + int(np.argmax(self.targets.vectors[first:last].astype(np.float64) @ query))
         return int(self._table[row, 1]), int(self._table[row, 2])
 
     def _distinct(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:

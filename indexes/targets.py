@@ -110,10 +110,10 @@ class Targets:
             counts = self.starts[numbers + 1] - self.starts[numbers]
             for first, last in _runs(np.concatenate([[0], np.cumsum(counts)]), most):
                 some = numbers[first:last]
-                rows, begins = self._rows_of(some)
+                rows, begins = self.rows_of(some)
                 yield Chunk(some, self._taken(rows, scratch), begins)
 
-    def _rows_of(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def rows_of(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The row numbers (r,) of some documents (m,), and where each document's begin (m,) among them."""
         assert self.starts is not None  # noqa: S101 - only documents have several rows
         firsts = self.starts[numbers]
@@ -128,6 +128,15 @@ class Targets:
             # As bytes: of numbers that are not aligned numpy would first copy all there are.
             np.take(self.bytes, rows, axis=0, out=taken.view(np.uint8), mode="wrap")
         return taken
+
+    def blocks(self, rows: int = 65_536) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Yield (first row, (≤ rows, d)) over the whole matrix."""
+        for first in range(0, len(self.vectors), rows):
+            yield first, self.vectors[first : first + rows]
+
+    def rows(self, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Copies (m, d) of rows of the matrix."""
+        return self._taken(numbers, Scratch(np.float32))
 
     def scores(self, queries: NDArray[np.float32], numbers: NDArray[np.int64]) -> NDArray[np.float32]:
         """Scores of each query (q, d) with its own targets (q, m); -inf where a number is -1."""
@@ -158,7 +167,7 @@ class Targets:
         for query, begin, end in zip(queries, begins[:-1].tolist(), begins[1:].tolist(), strict=True):
             for first in range(begin, end, step):
                 some = slice(first, min(first + step, end))
-                rows, starts = (numbers[some], None) if self.starts is None else self._rows_of(numbers[some])
+                rows, starts = (numbers[some], None) if self.starts is None else self.rows_of(numbers[some])
                 out[some] = best_of(self._taken(rows, scratch).astype(np.float64) @ query, starts)
         return out
 

@@ -17,7 +17,7 @@ from indexes.interchange import write_arrow, write_npy, write_parquet
 from indexes.manifest import damaged_files, differences, fingerprint, new_folder, refuse_existing, seal
 from indexes.storage import calibrate
 from indexes.vector_writer import VectorWriter, link_or_copy
-from indexes.vectors import KIND, VectorStore, files_of, shard_name
+from indexes.vectors import KIND, VectorStore, files_of, joined_corpus, shard_name
 
 _COLLISIONS = 1000
 """Repeated digests looked at: of 10^9 different ids, 64 bits let not one pair collide on average."""
@@ -154,20 +154,10 @@ def _content(stores: Sequence[VectorStore], shards: Sequence[Mapping[str, Any]])
         "made_by": first.made_by,
         "encoding": {**first.encoding, "shard_rows": rows.pop() if len(rows) == 1 else None},
         "calibration": first.manifest["calibration"],
-        "corpus": _corpus(stores),
+        "corpus": joined_corpus([(store.corpus, store.documents) for store in stores]),
         **{count: sum(shard[count] for shard in shards) for count in ("rows", "documents", "truncated")},
         "shards": list(shards),
     }
-
-
-def _corpus(stores: Sequence[VectorStore]) -> dict[str, Any]:
-    """What the merged folder was made of; the parts of a part stand in its place."""
-    parts: list[dict[str, Any]] = []
-    for store in stores:
-        whole = {**{name: store.corpus.get(name) for name in ("source", "fingerprint")}, "documents": store.documents}
-        parts += store.corpus.get("parts") or [whole]
-    known = [part["fingerprint"] for part in parts]
-    return {"source": None, "fingerprint": fingerprint(known) if all(known) else None, "parts": parts}
 
 
 def _refuse_misfit(first: VectorStore, other: VectorStore) -> None:

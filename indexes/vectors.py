@@ -2,18 +2,37 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from indexes.arrays import map_array, read_array
 from indexes.errors import InputError
-from indexes.manifest import open_manifest, read_json, verify
+from indexes.manifest import fingerprint, open_manifest, read_json, verify
 from indexes.storage import Storage
 
 KIND = "vectors"
 UNIT_TOLERANCE = 0.02
 """How far the length of a normalised vector may be from 1: bfloat16 rounds by up to 0.4% a number."""
+
+
+class Rows(Protocol):
+    """n rows of d numbers, wherever they are."""
+
+    dim: int
+
+    def __len__(self) -> int:
+        """N."""
+        ...
+
+    def blocks(self, rows: int = 65_536) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Yield (first row, (≤ rows, d) float32) over all."""
+        ...
+
+    def __getitem__(self, rows: slice | Sequence[int] | NDArray[np.int64]) -> NDArray[np.float32]:
+        """Rows by slice or by row numbers, as float32 (rows, d)."""
+        ...
 
 
 class VectorStore:
@@ -98,7 +117,7 @@ class VectorStore:
         first = 0
         for shard in self.manifest["shards"]:
             path = self.folder / f"{shard['name']}.passages.npy"
-            part = np.load(path, allow_pickle=False) if path.is_file() else None
+            part = read_array(path) if path.is_file() else None
             if part is not None:
                 part[:, 0] += first
             yield part
@@ -156,6 +175,23 @@ class VectorStore:
         verify(self.folder, self.manifest)
 
 
+def joined_corpus(corpora: Sequence[tuple[Mapping[str, Any], int]], *, known: bool = True) -> dict[str, Any]:
+    """What something was made of that joins documents of several corpora; the parts of a part stand in its place.
+
+    Args:
+        corpora: `source` and `fingerprint` of each, and how many documents it has.
+        known: False: documents are missing or changed, so that no fingerprint describes what is left.
+    """
+    if not known:
+        return {"source": None, "fingerprint": None}
+    parts: list[dict[str, Any]] = []
+    for corpus, documents in corpora:
+        whole = {**{name: corpus.get(name) for name in ("source", "fingerprint")}, "documents": documents}
+        parts += corpus.get("parts") or [whole]
+    fingerprints = [part["fingerprint"] for part in parts]
+    return {"source": None, "fingerprint": fingerprint(fingerprints) if all(fingerprints) else None, "parts": parts}
+
+
 def partial_folder(folder: Path) -> Path:
     """Where an unfinished vectors folder keeps its shards."""
     return folder.with_name(f"{folder.name}.partial")
@@ -181,10 +217,7 @@ def files_of(shard: Mapping[str, Any], files: Iterable[str]) -> list[str]:
 def _map_shard(path: Path, shape: tuple[int, int], dtype: np.dtype[Any]) -> NDArray[Any]:
     if not shape[0]:
         return np.empty(shape, dtype)
-    try:
-        shard = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path}: not readable as an array ({error}); make the vectors again") from None
+    shard = map_array(path)
     if shard.shape != shape or shard.dtype != dtype:
         raise InputError(
             f"{path} holds {shard.shape} {shard.dtype}; the manifest says {shape} {dtype}: make the vectors again"

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from indexes.arrays import map_array
 from indexes.errors import InputError
 from indexes.manifest import new_folder, open_manifest, seal
 from retrieval.digests import tokenizer_digest
@@ -123,8 +124,7 @@ class TokenWindows(Dataset[dict[str, np.ndarray]]):
     def __init__(self, folder: Path) -> None:
         self.manifest = open_manifest(folder, KIND)
         self._ids, self._starts, self._offsets = (
-            np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-            for name in ("tokens", "word_starts", "offsets")
+            map_array(folder / f"{name}.npy") for name in ("tokens", "word_starts", "offsets")
         )
 
     def __len__(self) -> int:

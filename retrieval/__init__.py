@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from retrieval.pairs import Pair, read_pairs
     from retrieval.passages import LongDocuments
     from retrieval.ray_runner import RayActors
-    from retrieval.retriever import Hit, Retriever, build_index
+    from retrieval.retriever import Hit, Retriever, add_to_index, build_index
     from retrieval.runners import Processes, ThisProcess
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "RayActors",
     "Retriever",
     "ThisProcess",
+    "add_to_index",
     "build_index",
     "encode_corpus",
     "read_documents",
@@ -49,6 +50,7 @@ _HOMES = {
     "RayActors": "ray_runner",
     "Retriever": "retriever",
     "ThisProcess": "runners",
+    "add_to_index": "retriever",
     "build_index": "retriever",
     "encode_corpus": "encoding",
     "read_documents": "documents",

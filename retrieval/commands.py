@@ -91,7 +91,7 @@ def encode(
     long = LongDocuments(long_documents, passage_tokens, overlap)
     runner = _runner(workers, ray, device)
     how = {"shard_rows": shard_rows, "storage": storage, "long_documents": long, "runner": runner}
-    store = _encode(model, corpus, output, overwrite=overwrite, **how)
+    store = encode_to(model, corpus, output, overwrite=overwrite, **how)
     sizes = {"rows": len(store), "documents": store.documents, "dim": store.dim, "truncated": store.truncated}
     _write_json(json, {**sizes, "fingerprint": model.fingerprint, "backend": model.backend.name, "storage": storage})
     of = f" of {store.documents:,} documents" if len(store) != store.documents else ""
@@ -136,7 +136,7 @@ def index(
         model = Encoder.load(encoder)
         empty_index(factory, model.dim)  # a wrong factory or language is refused before hours of encoding
         Analyzer(language)
-        _encode(model, source, folder, overwrite=overwrite)
+        encode_to(model, source, folder, overwrite=overwrite)
     vectors = VectorStore.open(folder)
     sources = [corpus] if corpus else [part["source"] for part in vectors.corpus.get("parts") or [vectors.corpus]]
     if None in sources and (attributes or not dense_only):
@@ -156,8 +156,10 @@ def index(
         overwrite=overwrite,
     )
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
-    _write_json(json, {"rows": len(built), "factory": factory, "bytes": size, "lexical": built.lexical is not None})
-    parts = f"{factory} ({built.metric})" + (" + BM25 + texts" if built.lexical else "")
+    _write_json(
+        json, {"rows": len(built), "factory": factory, "bytes": size, "lexical": built.reader.lexical is not None}
+    )
+    parts = f"{factory} ({built.reader.metric})" + (" + BM25 + texts" if built.reader.lexical else "")
     out.print(f"{output}: {len(built):,} documents, {parts}, {size / 1e6:,.1f} MB", markup=False)
     note(f'next: retrokit search {output} "your question"')
 
@@ -218,7 +220,8 @@ def _runner(workers: int | None, ray: str | None, device: str | None) -> "Runner
     return Processes(workers, [device] if device else None)
 
 
-def _encode(model: "Encoder", corpus: str, folder: Path, *, overwrite: bool = False, **how: Any) -> "VectorStore":
+def encode_to(model: "Encoder", corpus: str, folder: Path, *, overwrite: bool = False, **how: Any) -> "VectorStore":
+    """Encode a corpus to a vectors folder with progress, going on where an earlier run was interrupted."""
     from indexes.partial import unfinished
     from retrieval.documents import read_documents
 
@@ -257,12 +260,15 @@ def _describe(path: Path, name: str, *, check: bool) -> dict[str, Any]:
         from indexes.vectors import VectorStore
 
         kind = read_json(path / MANIFEST).get("kind")
-        if kind in ("index", "vectors"):
-            Index.open(path) if kind == "index" else VectorStore.open(path)
+        if kind == "vectors":
+            VectorStore.open(path)
         manifest = open_manifest(path, kind)
         if check:
             verify(path, manifest)
-        fields = {name: value for name, value in read_json(path / MANIFEST).items() if name not in ("files", "shards")}
+        fields = {name: value for name, value in manifest.items() if name not in ("files", "shards")}
+        if kind == "index":
+            fields |= Index.open(path, "size").stats()
+            fields["segments"] = {one["name"]: one for one in fields["segments"]}
         return {**fields, **({"files": _VERIFIED} if check else {})}
     from retrieval.encoder import Encoder
     from retrieval.model_folder import resolve

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexes.hits import Hits, top
-from indexes.index import Index
+from indexes.reader import Reader
 
 WEIGHT = 0.5
 """Weight of BM25's z-score beside the dense one's 1; half of it did best over eight public test collections."""
@@ -26,7 +26,7 @@ def reciprocal_ranks(ranks: NDArray[np.int64], k: int = RRF_K) -> NDArray[np.flo
 
 
 def search_z_scores(
-    index: Index,
+    reader: Reader,
     queries: NDArray[np.float32],
     terms: Sequence[Sequence[str]],
     k: int,
@@ -44,7 +44,7 @@ def search_z_scores(
     score, the depth grows (Fagin's threshold algorithm). Over an approximate index the dense bound is what it found.
 
     Args:
-        index: With a BM25 part.
+        reader: An index with a BM25 part.
         queries: (q, d) vectors.
         terms: The same queries' terms.
         k: Hits for each query, at most the number of documents to keep.
@@ -54,19 +54,19 @@ def search_z_scores(
     Returns:
         Hits (q, k).
     """
-    means, deviations = index.moments.of_scores(queries)
+    means, deviations = reader.moments.of_scores(queries)
     found = Hits(np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf, np.float32))
     open_queries = np.arange(len(queries))
-    count = len(index) if keep is None else int(np.count_nonzero(keep))
+    count = len(reader) if keep is None else int(np.count_nonzero(keep))
     depth = min(count, max(4 * k, 100))
     while open_queries.size:
-        dense = index.search(queries[open_queries], depth, filter=keep)
+        dense = reader.search(queries[open_queries], depth, filter=keep)
         again = []
         for query, rows, scores in zip(open_queries.tolist(), dense.rows, dense.scores, strict=True):
             one, certain = _fuse_one(
-                index,
+                reader,
                 queries[query],
-                _lexical_scores(index, terms[query]),
+                _lexical_scores(reader, terms[query]),
                 Hits(rows, scores),
                 (float(means[query]), float(deviations[query])),
                 k,
@@ -82,7 +82,7 @@ def search_z_scores(
 
 
 def search_reciprocal_ranks(
-    index: Index,
+    reader: Reader,
     queries: NDArray[np.float32],
     terms: Sequence[Sequence[str]],
     k: int,
@@ -93,13 +93,13 @@ def search_reciprocal_ranks(
 
     With documents to keep (n,), ranks are those among them.
     """
-    depth = min(len(index) if keep is None else int(np.count_nonzero(keep)), max(RRF_DEPTH, k))
-    assert index.lexical is not None  # noqa: S101 - the retriever offers this mode only with a BM25 part
-    dense, lexical = index.search(queries, depth, filter=keep), index.lexical.search(terms, depth, keep)
+    depth = min(len(reader) if keep is None else int(np.count_nonzero(keep)), max(RRF_DEPTH, k))
+    assert reader.lexical is not None  # noqa: S101 - the retriever offers this mode only with a BM25 part
+    dense, lexical = reader.search(queries, depth, filter=keep), reader.lexical.search(terms, depth, keep)
     gains = reciprocal_ranks(np.arange(1, depth + 1))
     found = []
     for dense_rows, lexical_rows in zip(dense.rows, lexical.rows, strict=True):
-        total = np.zeros(len(index) + 1)  # the last place takes the padding, row -1
+        total = np.zeros(reader.rows + 1)  # the last place takes the padding, row -1
         total[dense_rows] += gains
         total[lexical_rows] += weight * gains
         rows = np.union1d(dense_rows, lexical_rows)
@@ -109,7 +109,7 @@ def search_reciprocal_ranks(
 
 
 def _fuse_one(
-    index: Index,
+    reader: Reader,
     query: NDArray[np.float32],
     lexical: NDArray[np.float64],
     dense: Hits,
@@ -127,17 +127,18 @@ def _fuse_one(
     allowed = lexical if keep is None else np.where(keep, lexical, -np.inf)
     best_lexical = np.argpartition(-allowed, depth - 1)[:depth]
     rows = np.union1d(dense.rows[dense.rows >= 0], best_lexical)
-    mean, deviation = float(lexical.mean()), float(lexical.std())
-    dense_z = z_score(index.scores(query[None], rows[None])[0].astype(np.float64), *moments)
+    counted = lexical if reader.live is None else lexical[reader.live]
+    mean, deviation = float(counted.mean()), float(counted.std())
+    dense_z = z_score(reader.scores(query[None], rows[None])[0].astype(np.float64), *moments)
     fused = dense_z + weight * z_score(lexical[rows], mean, deviation)
     best = top(fused, k, rows)
-    if depth == (len(index) if keep is None else np.count_nonzero(keep)):
+    if depth == (len(reader) if keep is None else np.count_nonzero(keep)):
         return best, True
     last_dense = z_score(np.asarray([dense.scores[-1]], dtype=np.float64), *moments)[0]
     last_lexical = z_score(np.asarray([lexical[best_lexical].min()]), mean, deviation)[0]
     return best, bool(np.partition(fused, -k)[-k] > last_dense + weight * last_lexical)
 
 
-def _lexical_scores(index: Index, terms: Sequence[str]) -> NDArray[np.float64]:
-    assert index.lexical is not None  # noqa: S101 - the retriever offers this mode only with a BM25 part
-    return index.lexical.scores(terms).astype(np.float64)
+def _lexical_scores(reader: Reader, terms: Sequence[str]) -> NDArray[np.float64]:
+    assert reader.lexical is not None  # noqa: S101 - the retriever offers this mode only with a BM25 part
+    return reader.lexical.scores(terms).astype(np.float64)

@@ -16,8 +16,8 @@ from retrieval.openvino_models import begin, core, prepared, vectors_of
 from retrieval.tokenizing import TextTokenizer
 from retrieval.torch_backend import EmbeddingModule
 
-_TOKENS_IN_A_BATCH = 1024
-"""512 to 2,048 are equally fast; fewer leave less padding and less work undone at the end."""
+_TOKENS_IN_A_BATCH = {"float32": 512, "bfloat16": 2048, "int8": 2048}
+"""As many as a core's cache likes: of 512 to 4,096 tokens the worst are 5 to 7 % slower (benchmarks/LOG.md)."""
 
 
 def open_backend(
@@ -54,11 +54,11 @@ class OpenVINOBackend:
     """
 
     name = "openvino"
-    tokens_in_a_batch = _TOKENS_IN_A_BATCH
 
     def __init__(self, model: Any, dtype: str, threads: int | None = None) -> None:
         self.model = model
         self.dtype = dtype
+        self.tokens_in_a_batch = _TOKENS_IN_A_BATCH[dtype]
         self.threads = threads or min(torch.get_num_threads(), cores())
         self._compiled: dict[int, Any] = {}
 

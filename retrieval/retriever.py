@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,12 +12,15 @@ from numpy.typing import NDArray
 
 from indexes.errors import InputError
 from indexes.hits import Hits
-from indexes.index import Entry, Index
+from indexes.index import Index
+from indexes.reader import Reader
+from indexes.segments import Entry
 from indexes.vectors import VectorStore
 from retrieval.analyzer import Analyzer
-from retrieval.documents import Document, document_bytes
+from retrieval.documents import Document, as_documents, document_bytes
 from retrieval.encoder import Encoder, load_options
 from retrieval.fusion import WEIGHT, search_reciprocal_ranks, search_z_scores
+from retrieval.passages import LongDocuments
 
 MODES = ("lexical", "dense", "hybrid")
 FUSIONS = ("zscore", "rrf")
@@ -76,13 +80,53 @@ def build_index(
     if documents is None:
         return Index.build(vectors, factory, folder, attributes=attributes, overwrite=overwrite)
     analyzer = Analyzer(language)
-    entries = (
-        Entry(document.id, analyzer.terms(document.content), document.content, document.attributes)
-        for document in same_corpus(documents, vectors.corpus, vectors.folder)
-    )
+    entries = (_entry(document, analyzer) for document in same_corpus(documents, vectors.corpus, vectors.folder))
     return Index.build(
         vectors, factory, folder, entries=entries, analyzer=language, attributes=attributes, overwrite=overwrite
     )
+
+
+def add_to_index(
+    index: Index,
+    vectors: VectorStore,
+    *,
+    documents: Iterable[Document] | None = None,
+    attributes: Mapping[str, Mapping[str, Any]] | None = None,
+    replace: bool = False,
+) -> int:
+    """Add the documents of a vectors folder to an index, with what else it keeps of them.
+
+    Args:
+        index: Built with BM25 and texts, or dense only.
+        vectors: Made by the index's encoder; long documents are encoded as those of the index were.
+        documents: The documents of the vectors, in the same order; None if the index is dense only.
+        attributes: Of documents by id, beside those of the documents themselves.
+        replace: Documents that are there already, instead of refusing all.
+
+    Returns:
+        How many were there already.
+
+    Raises:
+        InputError: What `Index.add` refuses, or the documents are not those of the vectors. The index is as it was.
+    """
+    entries = None
+    if documents is not None:
+        analyzer = Analyzer(index.reader.analyzer or "none")
+        entries = (_entry(document, analyzer) for document in same_corpus(documents, vectors.corpus, vectors.folder))
+    if replace:
+        return index.upsert(vectors, entries=entries, attributes=attributes)
+    index.add(vectors, entries=entries, attributes=attributes)
+    return 0
+
+
+def long_documents_of(reader: Reader) -> LongDocuments:
+    """What was done with long documents when an index was encoded."""
+    said = reader.encoding
+    return LongDocuments(said.get("long_documents", "truncate"), said.get("passage_tokens"), said.get("overlap"))
+
+
+def _entry(document: Document, analyzer: Analyzer) -> Entry:
+    return Entry(document.id, analyzer.terms(document.content), document.content, document.attributes)
 
 
 def same_corpus(documents: Iterable[Document], corpus: Mapping[str, Any], folder: Path) -> Iterator[Document]:
@@ -125,12 +169,12 @@ class Retriever:
             raise InputError(f"fusion is {fusion!r}; expected one of {', '.join(FUSIONS)}")
         if weight is not None and not 0 <= weight < float("inf"):
             raise InputError(f"the weight of BM25 is {weight}; expected 0 or more")
-        index.check_encoder(encoder.made_by, encoder.name)
+        index.reader.check_encoder(encoder.made_by, encoder.name)
         self.index = index
         self.encoder = encoder
         self.fusion = fusion
         self.weight = weight if weight is not None else (WEIGHT if fusion == "zscore" else 1.0)
-        self._analyzer = Analyzer(index.analyzer) if index.analyzer else None
+        self._analyzer = Analyzer(index.reader.analyzer) if index.reader.analyzer else None
 
     @classmethod
     def open(
@@ -144,13 +188,13 @@ class Retriever:
         """Open an index folder and its encoder: the one it names, or the one given, which must be the same."""
         index = Index.open(folder)
         if not isinstance(encoder, Encoder):
-            name = encoder or index.made_by.get("encoder")
+            name = encoder or index.reader.made_by.get("encoder")
             if not name:
                 raise InputError(
                     f"{folder} does not name its encoder (its vectors were made elsewhere); pass --encoder"
                 )
             try:
-                encoder = Encoder.load(name, **load_options(index.made_by))
+                encoder = Encoder.load(name, **load_options(index.reader.made_by))
             except InputError:
                 # It cannot be the same encoder: load it as it is, so that both can be named side by side.
                 encoder = Encoder.load(name)
@@ -159,7 +203,37 @@ class Retriever:
     @property
     def modes(self) -> tuple[str, ...]:
         """The modes this index can be searched in."""
-        return MODES if self.index.lexical else ("dense",)
+        return MODES if self.index.reader.lexical else ("dense",)
+
+    def add(self, documents: Iterable[Any], *, attributes: Sequence[str] = ()) -> None:
+        """Encode documents and add them to the index.
+
+        They are held in memory: encode many of them to a vectors folder first, which goes on where it was killed, and
+        pass that to `add_to_index`.
+
+        Args:
+            documents: Whatever `as_documents` takes: `Document`s, mappings, (id, text) pairs.
+            attributes: Fields of mappings to filter by.
+
+        Raises:
+            InputError: A document is malformed, or there already. The index is as it was.
+        """
+        self._put(documents, attributes, replace=False)
+
+    def upsert(self, documents: Iterable[Any], *, attributes: Sequence[str] = ()) -> int:
+        """Encode documents, add them, and replace those that are there already; say how many were. See `add`."""
+        return self._put(documents, attributes, replace=True)
+
+    def _put(self, documents: Iterable[Any], attributes: Sequence[str], *, replace: bool) -> int:
+        new = list(as_documents(documents, "documents", attributes))
+        if not new:
+            return 0
+        long = long_documents_of(self.index.reader)
+        with tempfile.TemporaryDirectory(prefix="retrokit-") as place:
+            vectors = self.encoder.encode_corpus(new, Path(place) / "vectors", long_documents=long)
+            texts = None if self.index.reader.lexical is None else new
+            alone = None if texts else {one.id: one.attributes for one in new if one.attributes}
+            return add_to_index(self.index, vectors, documents=texts, attributes=alone or None, replace=replace)
 
     def search(
         self, text: str, k: int = 10, *, mode: str | None = None, filter: str | NDArray[np.bool_] | None = None
@@ -167,12 +241,13 @@ class Retriever:
         """Find the k best documents for one query, best first, with all that is kept of them; see `search_many`."""
         if not text.strip():
             raise InputError("the query is empty; expected words")
-        hits, vectors = self._search([text], k, mode, filter)
+        reader = self.index.reader
+        hits, vectors = self._search(reader, [text], k, mode, filter)
         return [
             hit._replace(
-                text=self.index.text(hit.row),
-                attributes=None if self.index.attributes is None else self.index.attributes.row(hit.row),
-                passage=None if vectors is None else self.index.passage(vectors[0], hit.row),
+                text=reader.text(hit.row),
+                attributes=None if reader.attributes is None else reader.attributes.row(hit.row),
+                passage=None if vectors is None else reader.passage(vectors[0], hit.row),
             )
             for hit in hits[0]
         ]
@@ -199,30 +274,36 @@ class Retriever:
         Raises:
             InputError: k < 1, a mode this index does not have, or a filter that is none for its attributes.
         """
-        return self._search(texts, k, mode, filter)[0]
+        return self._search(self.index.reader, texts, k, mode, filter)[0]
 
     def _search(
-        self, texts: Sequence[str], k: int, mode: str | None, condition: str | NDArray[np.bool_] | None
+        self,
+        reader: Reader,
+        texts: Sequence[str],
+        k: int,
+        mode: str | None,
+        condition: str | NDArray[np.bool_] | None,
     ) -> tuple[list[list[Hit]], NDArray[np.float32] | None]:
         """The hits, and the queries' vectors (q, d) where the mode needs them."""
         mode = mode or self.modes[-1]
         if k < 1:
             raise InputError(f"k is {k}; expected at least 1")
         if mode not in self.modes:
-            raise InputError(f"{self.index.folder} cannot be searched by {mode!r}; it has {', '.join(self.modes)}")
+            raise InputError(f"{reader.folder} cannot be searched by {mode!r}; it has {', '.join(self.modes)}")
         if not len(texts):
             return [], None
-        keep = self.index.matching(condition)
-        k = min(k, len(self.index) if keep is None else int(np.count_nonzero(keep)))
+        keep = reader.matching(condition)
+        k = min(k, len(reader) if keep is None else int(np.count_nonzero(keep)))
         if k == 0:
             return [[] for _ in texts], None
         vectors = None if mode == "lexical" else self.encoder.encode_queries(texts)
-        hits = self._hits(texts, vectors, k, mode, keep)
+        hits = self._hits(reader, texts, vectors, k, mode, keep)
         lines = zip(hits.rows, hits.scores, strict=True)
-        return [self._named(rows.tolist(), scores.tolist()) for rows, scores in lines], vectors
+        return [_named(reader, rows.tolist(), scores.tolist()) for rows, scores in lines], vectors
 
     def _hits(
         self,
+        reader: Reader,
         texts: Sequence[str],
         vectors: NDArray[np.float32] | None,
         k: int,
@@ -231,15 +312,16 @@ class Retriever:
     ) -> Hits:
         if mode == "dense":
             assert vectors is not None  # noqa: S101
-            return self.index.search(vectors, k, filter=keep)
+            return reader.search(vectors, k, filter=keep)
         assert self._analyzer is not None  # noqa: S101 - else the mode would not be offered
-        assert self.index.lexical is not None  # noqa: S101
+        assert reader.lexical is not None  # noqa: S101
         terms = [self._analyzer.terms(text) for text in texts]
         if vectors is None:
-            return self.index.lexical.search(terms, k, keep)
+            return reader.lexical.search(terms, k, keep)
         fuse = search_z_scores if self.fusion == "zscore" else search_reciprocal_ranks
-        return fuse(self.index, vectors, terms, k, self.weight, keep)
+        return fuse(reader, vectors, terms, k, self.weight, keep)
 
-    def _named(self, rows: list[int], scores: list[float]) -> list[Hit]:
-        found = [(row, score) for row, score in zip(rows, scores, strict=True) if row >= 0]
-        return [Hit(self.index.ids[row], score, rank, row) for rank, (row, score) in enumerate(found, start=1)]
+
+def _named(reader: Reader, rows: list[int], scores: list[float]) -> list[Hit]:
+    found = [(row, score) for row, score in zip(rows, scores, strict=True) if row >= 0]
+    return [Hit(reader.ids[row], score, rank, row) for rank, (row, score) in enumerate(found, start=1)]

@@ -201,3 +201,48 @@ def test_attributes_and_filters(tmp_path, documents, model_folder, flags):
     assert "expected a field" in error_of(*search, "2030 <= year")
     assert "year holds whole numbers" in error_of(*search, "year == 'x'")
     assert "int64" in retrokit("show", tmp_path / "i").output
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("flags", [[], ["--dense-only"]])
+def test_add_delete_compact(tmp_path, documents, model_folder, flags):
+    def write(name, some, year):
+        rows = [{"_id": one.id, "text": one.text, "year": year} for one in some]
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return tmp_path / name
+
+    index = tmp_path / "i"
+    first, second = write("a.jsonl", documents[:30], 2000), write("b.jsonl", documents[25:], 2024)
+    with_years = ("--attributes", "year")
+    retrokit("index", first, "--encoder", model_folder, "--output", index, *with_years, *flags)
+    before = tree(index)
+    assert "5 of the documents are in" in error_of("add", index, second, *with_years)
+    assert {path: data for path, data in tree(index).items() if path.name != ".lock"} == before
+    told = retrokit("add", index, second, *with_years, "--replace", "--json", tmp_path / "j.json").output
+    assert f"{len(documents) - 25} documents added, 5 of them anew; {len(documents)} documents, generation" in told
+    said = json.loads((tmp_path / "j.json").read_text())
+    assert (said["added"], said["replaced"], said["index"]["documents"]) == (len(documents) - 25, 5, len(documents))
+    assert [path.name for path in tmp_path.glob("*.vectors")] == ["i.vectors"]  # those of the addition are gone
+    search = ("search", index, "river stone", "-k", 40, "--mode", "dense", "--json", tmp_path / "s.json")
+    retrokit(*search, "--filter", "year == 2024")
+    hits = json.loads((tmp_path / "s.json").read_text())["hits"]
+    assert {hit["id"] for hit in hits} == {one.id for one in documents[25:]}
+    assert "nothing to delete is named" in error_of("delete", index)
+    assert "has no 1 of these documents, such as 'zzz'" in error_of("delete", index, "d1", "zzz")
+    (tmp_path / "ids").write_text("d2\nzzz\n")
+    assert (
+        "3 documents deleted"
+        in retrokit("delete", index, "d0", "d1", "--ids-from", tmp_path / "ids", "--missing-ok").output
+    )
+    assert f"{len(documents) - 25} documents deleted" in retrokit("delete", index, "--filter", "year > 2001").output
+    assert "cannot be read" in error_of("delete", index, "--ids-from", tmp_path / "none")
+    assert "deleted documents gone; 22 documents" in retrokit("compact", index).output
+    shown = retrokit("show", index, "--verify").output
+    assert "generation" in shown
+    assert "all as their checksums say" in shown
+    retrokit(*search)
+    assert len(json.loads((tmp_path / "s.json").read_text())["hits"]) == 22
+    store = ("encode", second, "--encoder", model_folder, "--output", tmp_path / "later")
+    retrokit(*store)
+    retrokit("add", index, tmp_path / "later", *with_years)
+    assert "no such folder" in error_of("compact", tmp_path / "none")

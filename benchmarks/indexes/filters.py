@@ -71,7 +71,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         store = save_vectors(Path(name) / "v", rows, ids, made_by={"normalize": True})
         indexes = {factory: Index.build(store, factory, Path(name) / factory) for factory in options.factories}
-        peer = faiss.read_index(str(Path(name) / "HNSW32" / "dense.faiss"))
+        peer = faiss.read_index(str(Path(name) / "HNSW32" / "segment-000001" / "dense.faiss"))
         for case, (keep, queries) in asked.items():
             right = search_exact(queries, rows, K, keep=keep).rows
             sides = searches(indexes, peer, keep)

@@ -26,7 +26,7 @@ def main() -> None:
         store = save_vectors(Path(name) / "v", rows, ids, made_by={"normalize": True})
         for factory in ("HNSW32", "IVF1024,Flat"):
             index = Index.build(store, factory, Path(name) / factory)
-            bare = index.dense._index
+            bare = index.reader.segments[0].dense._index
             for batch in (1, 32, 256):
                 some = np.ascontiguousarray(queries[:batch])
                 rounds = 2000 // batch + 20

@@ -191,7 +191,7 @@ def test_hits_meet_the_filter_and_none_is_missing(store, factory, few, tmp_path,
     index = Index.build(store, factory, tmp_path / "i", attributes=attributes)
     queries = store[:20]
     for condition in ("part == 0", "part == 1", "part == 2", "part in [2, 3]", "row < 3", "part != 0 and row >= 700"):
-        keep = index.matching(condition)
+        keep = index.reader.matching(condition)
         exact = np.where(keep, (queries.astype(np.float64) @ store[:].T.astype(np.float64)), -np.inf)
         for k in (1, 10, 400):
             found = index.search(queries, k, filter=condition)

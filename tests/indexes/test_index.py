@@ -11,10 +11,12 @@ import pytest
 
 from indexes.errors import InputError
 from indexes.exact import search_exact
-from indexes.index import Entry, Index
+from indexes.index import Index
 from indexes.lexical import Lexical
 from indexes.manifest import differences, new_folder, refuse_existing
 from indexes.moments import ScoreMoments
+from indexes.postings import Postings
+from indexes.segments import Entry
 from indexes.transfer import save_vectors
 
 FACTORIES = ["Flat", "HNSW16", "HNSW16_SQ8", "IVF8,Flat", "SQ8", "PQ8x4fs", "IVF8,PQ8x4fs,RFlat", "PCA16,Flat"]
@@ -67,12 +69,12 @@ def test_opened_again_answers_the_same_and_faiss_reads_the_file(store, queries, 
     built = Index.build(store, "HNSW16", tmp_path / "index", entries=entries(), analyzer="none")
     opened = Index.open(tmp_path / "index")
     np.testing.assert_array_equal(built.search(queries, 5).rows, opened.search(queries, 5).rows)
-    plain = faiss.read_index(str(tmp_path / "index" / "dense.faiss"))
+    plain = faiss.read_index(str(tmp_path / "index" / "segment-000001" / "dense.faiss"))
     assert (plain.ntotal, plain.d, plain.metric_type) == (N, D, faiss.METRIC_INNER_PRODUCT)
-    assert opened.ids[17] == "d17"
-    assert opened.text(17) == "text number 17"
-    assert opened.lexical.search([["word3"]], 3).rows.tolist() == [[3, 10, 17]]
-    assert opened.lexical.search([["unknown"], ["word3", "unknown"]], 1).rows.tolist() == [[-1], [3]]
+    assert opened.reader.ids[17] == "d17"
+    assert opened.reader.text(17) == "text number 17"
+    assert opened.reader.lexical.search([["word3"]], 3).rows.tolist() == [[3, 10, 17]]
+    assert opened.reader.lexical.search([["unknown"], ["word3", "unknown"]], 1).rows.tolist() == [[-1], [3]]
     opened.verify()
 
 
@@ -80,12 +82,12 @@ def test_an_index_of_whole_documents_scores_them_and_has_no_passages(store, rows
     index = Index.build(store, "SQ8", tmp_path / "index")
     some = np.array([[5, -1, 0], [N - 1, 3, -1]])
     exact = np.take_along_axis(queries[:2] @ rows.T, np.maximum(some, 0), axis=1)
-    np.testing.assert_allclose(index.scores(queries[:2], some), np.where(some < 0, -np.inf, exact), atol=1e-6)
-    assert index.passages is None
-    assert index.passage(queries[0], 5) is None
-    assert not (tmp_path / "index" / "passages.npy").exists()
-    assert (index.manifest["documents"], index.manifest["rows"]) == (N, N)
-    assert index.encoding == store.encoding
+    np.testing.assert_allclose(index.reader.scores(queries[:2], some), np.where(some < 0, -np.inf, exact), atol=1e-6)
+    assert index.reader.segments[0].passages is None
+    assert index.reader.passage(queries[0], 5) is None
+    assert not (tmp_path / "index" / "segment-000001" / "passages.npy").exists()
+    assert (index.reader.manifest["documents"], index.reader.manifest["rows"]) == (N, N)
+    assert index.reader.encoding == store.encoding
 
 
 @pytest.mark.parametrize("storage", ["float16", "int8", "binary"])
@@ -97,8 +99,8 @@ def test_vectors_kept_in_other_forms_are_searched_as_they_are_read_back(rows, qu
     read = store[:]
     found = index.search(queries, 10)
     np.testing.assert_allclose(found.scores, np.take_along_axis(queries @ read.T, found.rows, axis=1), atol=1e-6)
-    assert index.dense.targets.vectors.dtype == np.float32
-    assert index.metric == "cosine"
+    assert index.reader.segments[0].dense.targets.vectors.dtype == np.float32
+    assert index.reader.metric == "cosine"
     if factory == "Flat":
         np.testing.assert_array_equal(found.rows, search_exact(queries, read, 10).rows)
 
@@ -116,13 +118,13 @@ def test_search_refuses_what_would_answer_wrongly(store, queries, tmp_path):
     with pytest.raises(
         InputError, match=r"index ≠ encoder: encoder: a ≠ b, normalize: True ≠ False, fingerprint: .* ≠ 0{12}"
     ):
-        index.check_encoder({"encoder": "b", "fingerprint": "0" * 64, "normalize": False}, "b")
+        index.reader.check_encoder({"encoder": "b", "fingerprint": "0" * 64, "normalize": False}, "b")
 
 
 def test_inner_product_where_vectors_are_not_of_unit_length(tmp_path, rows, queries):
     store = save_vectors(tmp_path / "raw", rows * 3, [f"d{n}" for n in range(N)], made_by={"normalize": False})
     index = Index.build(store, "Flat", tmp_path / "index")
-    assert index.metric == "ip"
+    assert index.reader.metric == "ip"
     np.testing.assert_allclose(
         index.search(queries * 2, 1).scores, 6 * search_exact(queries, rows, 1).scores, rtol=1e-5
     )
@@ -131,8 +133,8 @@ def test_inner_product_where_vectors_are_not_of_unit_length(tmp_path, rows, quer
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda folder: (folder / "ids.json").unlink(), "ids.json is missing"),
-        (lambda folder: os.truncate(folder / "dense.faiss", 100), "dense.faiss has 100 bytes"),
+        (lambda folder: (folder / "segment-000001" / "ids.txt").unlink(), "ids.txt is missing"),
+        (lambda folder: os.truncate(folder / "segment-000001" / "dense.faiss", 100), "dense.faiss has 100 bytes"),
         (lambda folder: (folder / "manifest.json").write_text("{"), "not readable as JSON"),
         (
             lambda folder: (folder / "manifest.json").write_text('{"kind": "vectors"}'),
@@ -150,13 +152,13 @@ def test_a_damaged_index_is_refused_by_name(store, tmp_path, change, message):
 
 def test_a_flipped_bit_is_found_on_opening_and_by_verify(store, tmp_path):
     index = Index.build(store, "Flat", tmp_path / "index")
-    path = tmp_path / "index" / "moments.npy"
+    path = tmp_path / "index" / "moments-000001.npy"
     data = bytearray(path.read_bytes())
     data[-3] ^= 4
     path.write_bytes(data)
-    with pytest.raises(InputError, match=r"moments.npy: damaged"):
+    with pytest.raises(InputError, match=r"moments-000001.npy: damaged"):
         index.verify()
-    with pytest.raises(InputError, match=r"moments.npy: damaged"):
+    with pytest.raises(InputError, match=r"moments-000001.npy: damaged"):
         Index.open(tmp_path / "index")
 
 
@@ -174,7 +176,7 @@ def test_a_failed_build_leaves_what_was_there(store, tmp_path):
     assert (tmp_path / "index" / "manifest.json").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["index"]
     Index.build(store, "HNSW16", tmp_path / "index", overwrite=True)
-    assert Index.open(tmp_path / "index").factory == "HNSW16"
+    assert Index.open(tmp_path / "index").reader.factory == "HNSW16"
 
 
 def test_moments_equal_those_of_all_scores(rows, queries):
@@ -186,7 +188,7 @@ def test_moments_equal_those_of_all_scores(rows, queries):
 
 def test_bm25_equals_its_formula():
     documents = [["a", "b", "a"], ["b", "c"], ["c", "c", "c", "d"], ["e"]]
-    index = Lexical.build(documents, k1=0.9, b=0.4)
+    index = Lexical([(Postings.of(documents), None)], k1=0.9, b=0.4)
     mean = np.mean([len(document) for document in documents])
 
     def score(terms, document):
@@ -200,8 +202,52 @@ def test_bm25_equals_its_formula():
 
     for query in (["a"], ["b", "c"], ["c", "c", "zzz"], ["zzz"]):
         np.testing.assert_allclose(index.scores(query), [score(query, document) for document in documents], rtol=1e-6)
-    with pytest.raises(InputError, match="none of the 2 documents holds a term"):
-        Lexical.build([[], []])
+    with pytest.raises(InputError, match="k1 is -1 and b is 0.4"):
+        Lexical([], k1=-1)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_bm25_equals_that_of_bm25s(seed):
+    import bm25s
+    from bm25s.tokenization import Tokenized
+
+    rng = np.random.default_rng(seed)
+    words = np.minimum(rng.zipf(1.3, size=20_000), 400).tolist()
+    documents = np.array_split([f"w{word}" for word in words], 300)
+    vocabulary = {f"w{word}": number for number, word in enumerate(dict.fromkeys(words))}
+    peer = bm25s.BM25(k1=0.9, b=0.4, method="lucene")
+    ids = [[vocabulary[term] for term in document] for document in documents]
+    peer.index(Tokenized(ids=ids, vocab=vocabulary), create_empty_token=False, show_progress=False)
+    ours = Lexical([(Postings.of([document.tolist() for document in documents]), None)])
+    for _ in range(20):
+        terms = [f"w{word}" for word in rng.choice(400, 5)]
+        known = peer.get_tokens_ids(terms)
+        np.testing.assert_allclose(ours.scores(terms), peer.get_scores_from_ids(known), rtol=1e-5, atol=1e-6)
+
+
+def test_bm25_needs_words(store, tmp_path):
+    entries = (Entry(f"d{n}", [], "") for n in range(N))
+    with pytest.raises(InputError, match="none of the 1200 documents holds a term"):
+        Index.build(store, "Flat", tmp_path / "i", entries=entries)
+
+
+def test_a_check_of_less_than_every_byte(store, tmp_path, monkeypatch):
+    monkeypatch.setattr("indexes.manifest._SAMPLED", 1000)
+    monkeypatch.setattr("indexes.manifest._SAMPLES", 3)
+    monkeypatch.setattr("indexes.manifest._SAMPLE", 100)
+    Index.build(store, "Flat", tmp_path / "i")
+    path = tmp_path / "i" / "segment-000001" / "dense.faiss"
+    whole = path.read_bytes()
+    for place, found in ((5, {"full", "sample"}), (len(whole) // 2, {"full", "sample"}), (len(whole) // 4, {"full"})):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        for check in ("full", "sample"):
+            if check in found:
+                with pytest.raises(InputError, match=r"dense.faiss: damaged"):
+                    Index.open(tmp_path / "i", check)
+            else:
+                Index.open(tmp_path / "i", check)
+    with pytest.raises(InputError, match="check is 'none'; expected one of full, sample, size"):
+        Index.open(tmp_path / "i", "none")
 
 
 def test_overwriting_takes_only_what_retrokit_made(tmp_path, store):
@@ -221,7 +267,7 @@ def test_overwriting_takes_only_what_retrokit_made(tmp_path, store):
     assert (mine / "thesis.txt").read_text() == "years of work"
     Index.build(store, "Flat", tmp_path / "i")
     with pytest.raises(InputError, match="is or holds the input"):
-        refuse_existing(tmp_path / "i", overwrite=True, inputs=[tmp_path / "i" / "ids.json"])
+        refuse_existing(tmp_path / "i", overwrite=True, inputs=[tmp_path / "i" / "segment-000001"])
 
 
 @pytest.mark.parametrize("factory", ["HNSW1", "HNSW0", "IVF0,Flat", "NSG0"])

@@ -140,8 +140,10 @@ def test_looks_deeper_where_one_document_crowds_the_others_out(tmp_path, monkeyp
     vectors = np.concatenate([crowd / np.linalg.norm(crowd, axis=1, keepdims=True), unit(rng, 300)]).astype(np.float32)
     counts = [400, *[2] * 150]
     index = Index.build(make_store(tmp_path / "v", vectors, counts), "HNSW32", tmp_path / "i")
-    depths, search = [], index.dense.search
-    monkeypatch.setattr(index.dense, "search", lambda queries, k, keep: depths.append(k) or search(queries, k))
+    depths, search = [], index.reader.segments[0].dense.search
+    monkeypatch.setattr(
+        index.reader.segments[0].dense, "search", lambda queries, k, keep: depths.append(k) or search(queries, k)
+    )
     truth = max_scores(query, vectors, counts)
     np.testing.assert_array_equal(index.search(query, 5).rows, order_of(truth, 5))
     assert depths == [100, 400]  # and then all documents, rather than 1,600 of 700 passages
@@ -156,23 +158,27 @@ def test_scores_of_given_documents_and_the_passage_that_won(flat, vectors, queri
     rows = np.random.default_rng(3).integers(-1, DOCUMENTS, size=(len(queries), 17))
     rows[0] = -1
     expected = np.where(rows < 0, -np.inf, np.take_along_axis(truth, np.maximum(rows, 0), axis=1))
-    np.testing.assert_allclose(flat.scores(queries, rows), expected, atol=1e-6)
+    np.testing.assert_allclose(flat.reader.scores(queries, rows), expected, atol=1e-6)
     starts = np.cumsum(counts) - counts
     for row in range(0, DOCUMENTS, 7):
         best = int((vectors[starts[row] : starts[row] + counts[row]] @ queries[0]).argmax())
-        assert flat.passage(queries[0], row) == (10 * (starts[row] + best), 10 * (starts[row] + best) + 9)
+        assert flat.reader.passage(queries[0], row) == (10 * (starts[row] + best), 10 * (starts[row] + best) + 9)
 
 
 def test_the_folder_keeps_passages_and_counts_both(flat, store, queries):
     manifest = json.loads((flat.folder / "manifest.json").read_text())
-    assert (manifest["documents"], manifest["rows"]) == (DOCUMENTS, len(store)) == (len(flat), flat.dense.rows)
-    assert manifest["encoding"] == flat.encoding == store.encoding
-    assert "passages.npy" in manifest["files"]
+    assert (
+        (manifest["documents"], manifest["rows"])
+        == (DOCUMENTS, len(store))
+        == (len(flat), flat.reader.segments[0].dense.rows)
+    )
+    assert manifest["encoding"] == flat.reader.encoding == store.encoding
+    assert "segment-000001/passages.npy" in manifest["files"]
     opened = Index.open(flat.folder)
     np.testing.assert_array_equal(opened.search(queries, 9).rows, flat.search(queries, 9).rows)
-    assert opened.passage(queries[0], 5) == flat.passage(queries[0], 5)
-    assert opened.ids == [f"d{n}" for n in range(DOCUMENTS)]
-    assert opened.lexical.rows == DOCUMENTS
+    assert opened.reader.passage(queries[0], 5) == flat.reader.passage(queries[0], 5)
+    assert list(opened.reader.ids) == [f"d{n}" for n in range(DOCUMENTS)]
+    assert opened.reader.lexical.rows == DOCUMENTS
 
 
 @pytest.mark.parametrize("storage", ["float16", "int8", "binary"])
@@ -183,7 +189,7 @@ def test_rows_kept_in_other_forms_are_searched_as_they_are_read_back(tmp_path, v
         index = Index.build(store, factory, tmp_path / factory)
         found = index.search(queries, 10)
         np.testing.assert_allclose(found.scores, np.take_along_axis(truth, found.rows, axis=1), atol=1e-6)
-        assert index.dense.targets.vectors.dtype == np.float32
+        assert index.reader.segments[0].dense.targets.vectors.dtype == np.float32
         if factory == "Flat":
             np.testing.assert_allclose(found.scores, -np.sort(-truth, axis=1)[:, :10], atol=1e-6)
 
@@ -208,10 +214,10 @@ def test_passages_that_are_not_the_documents_in_order_are_refused(tmp_path, docu
 
 def test_an_index_whose_passages_are_of_another_is_refused(store, vectors, counts, tmp_path):
     Index.build(store, "Flat", tmp_path / "i")
-    path, manifest = tmp_path / "i" / "passages.npy", tmp_path / "i" / "manifest.json"
+    path, manifest = tmp_path / "i" / "segment-000001" / "passages.npy", tmp_path / "i" / "manifest.json"
     np.save(path, table_of(counts)[:-1])
     listed = json.loads(manifest.read_text())
-    del listed["files"]["passages.npy"]  # as if the checksums had been made to fit
+    del listed["files"]["segment-000001/passages.npy"]  # as if the checksums had been made to fit
     manifest.write_text(json.dumps(listed))
-    with pytest.raises(InputError, match=f"i: passages have shape .*expected \\({len(vectors)}, 3\\)"):
+    with pytest.raises(InputError, match=f"segment-000001: passages have shape .*expected \\({len(vectors)}, 3\\)"):
         Index.open(tmp_path / "i")

@@ -9,7 +9,7 @@ from indexes.index import Entry, Index
 from indexes.transfer import save_vectors
 from indexes.vector_writer import VectorWriter
 from retrieval.analyzer import Analyzer
-from retrieval.documents import corpus_fingerprint
+from retrieval.documents import Document, corpus_fingerprint
 from retrieval.encoder import Encoder
 from retrieval.fusion import search_z_scores, z_score
 from retrieval.retriever import Hit, Retriever, build_index
@@ -50,7 +50,9 @@ def all_scores(retriever, documents):
     vectors = retriever.encoder.encode_documents([document.content for document in documents])
     dense = retriever.encoder.encode_queries(QUERIES) @ vectors.T
     terms = [Analyzer().terms(query) for query in QUERIES]
-    return dense.astype(np.float64), np.array([retriever.index.lexical.scores(one) for one in terms], dtype=np.float64)
+    return dense.astype(np.float64), np.array(
+        [retriever.index.reader.lexical.scores(one) for one in terms], dtype=np.float64
+    )
 
 
 def standardised(scores):
@@ -88,7 +90,7 @@ def test_the_threshold_deepens_until_no_document_can_be_missed(tmp_path):
     rows = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
     store = save_vectors(tmp_path / "v", rows, [f"d{row}" for row in range(n)], made_by={"normalize": True})
     entries = (Entry(f"d{row}", ["word"] * (row + 1), "") for row in range(n))
-    index = Index.build(store, "Flat", tmp_path / "i", entries=entries, analyzer="none")
+    index = Index.build(store, "Flat", tmp_path / "i", entries=entries, analyzer="none").reader
     depths = []
     search = index.search
     index.search = lambda queries, k, filter=None: depths.append(k) or search(queries, k)
@@ -107,7 +109,7 @@ def test_documents_that_tie_come_by_row_even_where_depth_cuts_through_them(tmp_p
     rows = np.repeat(np.eye(2, dtype=np.float32), [98, 502], axis=0)
     store = save_vectors(tmp_path / "v", rows, [f"d{row}" for row in range(600)], made_by={"normalize": True})
     entries = (Entry(f"d{row}", ["word" if row >= 98 else "other"], "") for row in range(600))
-    index = Index.build(store, "Flat", tmp_path / "i", entries=entries, analyzer="none")
+    index = Index.build(store, "Flat", tmp_path / "i", entries=entries, analyzer="none").reader
     found = search_z_scores(index, rows[:1], [["word"]], 10, weight=2.0)
     assert found.rows.tolist() == [list(range(98, 108))]
 
@@ -133,7 +135,7 @@ def test_fused_by_z_scores_over_passages_is_exact(tmp_path, monkeypatch, seed):
         for mine, rank in zip(rng.choice(list("abcde"), (n, 3)).tolist(), ranks, strict=True)
     ]
     entries = (Entry(f"d{row}", mine, "") for row, mine in enumerate(words))
-    index = Index.build(store, "Flat", tmp_path / "i", entries=entries)
+    index = Index.build(store, "Flat", tmp_path / "i", entries=entries).reader
     depths, search = [], index.search
     monkeypatch.setattr(index, "search", lambda queries, k, filter=None: depths.append(k) or search(queries, k))
     terms = [["last"], *rng.choice(list("abcde"), (19, 2)).tolist()]
@@ -323,3 +325,38 @@ def test_a_filter_that_nothing_meets_and_hits_with_their_attributes(filtered):
     assert hit.attributes == {"number": hit.row, "odd": True}
     with pytest.raises(InputError, match="asks for 'colour'; the attributes of this index are number, odd"):
         retriever.search("words", filter="colour == 'red'")
+
+
+@pytest.mark.parametrize("fusion", ["zscore", "rrf"])
+def test_an_index_that_changed_answers_as_one_built_of_what_is_left(tmp_path, encoder, documents, fusion):
+    first, later = documents[:30], documents[30:]
+    vectors = encoder.encode_corpus(first, tmp_path / "v")
+    retriever = Retriever(build_index(vectors, tmp_path / "i", documents=first), encoder, fusion=fusion)
+    retriever.add(later)
+    changed = [(document.id, f"quite another text {document.id}") for document in documents[5:10]]
+    assert retriever.upsert(changed) == 5
+    gone = {document.id for document in documents[12:20]}
+    retriever.index.delete(sorted(gone))
+    left = [one for one in documents if one.id not in gone and one.id not in {id_ for id_, _ in changed}]
+    whole = [*left, *(Document(id_, text) for id_, text in changed)]
+    built = build_index(encoder.encode_corpus(whole, tmp_path / "w"), tmp_path / "fresh", documents=whole)
+    fresh = Retriever(built, encoder, fusion=fusion)
+    for _ in range(2):
+        for mode in ("dense", "lexical", "hybrid"):
+            for query in QUERIES:
+                found, expected = (one.search(query, 9, mode=mode) for one in (retriever, fresh))
+                assert [(hit.id, hit.text) for hit in found] == [(hit.id, hit.text) for hit in expected]
+                np.testing.assert_allclose([hit.score for hit in found], [hit.score for hit in expected], atol=1e-5)
+        retriever.index.compact()
+    with pytest.raises(InputError, match="are in .* already, such as 'd5'"):
+        retriever.add(changed[:1])
+    assert retriever.upsert([]) == 0
+
+
+def test_documents_of_a_dense_index_come_with_their_attributes(tmp_path, encoder, documents):
+    index = build_index(encoder.encode_corpus(documents[:9], tmp_path / "v"), tmp_path / "i")
+    retriever = Retriever(index, encoder)
+    retriever.add([{"id": "new", "text": "a river stone", "year": 2024}], attributes=["year"])
+    assert retriever.search("a river stone", 1, filter="year == 2024")[0].id == "new"
+    (stored,) = index.get(["new"])
+    assert (stored.text, stored.attributes) == (None, {"year": 2024})

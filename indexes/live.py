@@ -1,0 +1,149 @@
+"""What a generation of an index consists of: segments, and which of their documents live."""
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexes.errors import InputError
+from indexes.generations import Change
+from indexes.moments import ScoreMoments
+from indexes.reader import Reader
+from indexes.segments import Segment, joined_attributes, merge_segments
+from indexes.vectors import joined_corpus
+
+SMALL = 20_000
+"""Documents: fewer are searched exactly about as fast as with FAISS' help."""
+_LIKE = 2
+_KEPT = ("made_by", "encoding", "metric", "factory", "analyzer", "bm25", "dim")
+_BLOCK = 65_536
+
+
+class LiveSegment(NamedTuple):
+    """A segment and what is deleted of it."""
+
+    record: dict[str, Any]
+    """In the manifest: name, documents, rows, factory."""
+    segment: Segment
+    live: NDArray[np.bool_] | None
+    """(n,) which of its documents are not deleted; None: all."""
+
+    @property
+    def documents(self) -> int:
+        """How many are not deleted."""
+        return len(self.segment) if self.live is None else int(np.count_nonzero(self.live))
+
+
+def record(name: str, segment: Segment, factory: str) -> dict[str, Any]:
+    """What the manifest says of a segment."""
+    return {"name": name, "documents": len(segment), "rows": segment.dense.rows, "factory": factory}
+
+
+def live_segments(reader: Reader, live: NDArray[np.bool_] | None = None) -> list[LiveSegment]:
+    """The segments of a generation.
+
+    Args:
+        reader: The generation.
+        live: (n,) which of its rows are not deleted; None: as the generation says.
+    """
+    masks = reader.of_segments(reader.live if live is None else live)
+    parts = zip(reader.manifest["segments"], reader.segments, masks, strict=True)
+    return [LiveSegment(said, one, None if some is None or some.all() else some) for said, one, some in parts]
+
+
+def without(reader: Reader, doomed: NDArray[np.bool_]) -> list[LiveSegment]:
+    """The segments of a generation without some documents (n,); a segment without any is left out."""
+    live = ~doomed if reader.live is None else reader.live & ~doomed
+    return [one for one in live_segments(reader, live) if one.documents]
+
+
+def moments_of(reader: Reader, chosen: NDArray[np.bool_]) -> ScoreMoments:
+    """Those of the vectors of some documents (n,)."""
+
+    def blocks() -> Iterator[tuple[int, NDArray[np.float32]]]:
+        for segment, mask in zip(reader.segments, reader.of_segments(chosen), strict=True):
+            assert mask is not None  # noqa: S101 - it is a part of `chosen`
+            rows = segment.vector_rows(np.flatnonzero(mask))
+            for first in range(0, len(rows), _BLOCK):
+                yield first, segment.dense.targets.rows(rows[first : first + _BLOCK])
+
+    return ScoreMoments.of(blocks(), reader.dim)
+
+
+def first_to_merge(held: Sequence[LiveSegment]) -> int:
+    """From which segment on to merge, so that adding little by little leaves few segments; the last: none.
+
+    A segment is merged with those after it if it is small, searched exactly, and not much larger than they are
+    together: so each document is written again only as often as its segment doubles.
+    """
+    first = len(held) - 1
+    total = held[first].documents if held else 0
+    while first > 0:
+        before = held[first - 1]
+        if before.record["factory"] != "Flat" or before.documents >= SMALL or before.documents > _LIKE * total:
+            break
+        first -= 1
+        total += before.documents
+    return first
+
+
+def merged(change: Change, held: Sequence[LiveSegment], factory: str) -> LiveSegment:
+    """One new segment of all live documents, of which there is at least one.
+
+    Its factory is `Flat` if FAISS cannot build the one that was asked for over so few documents.
+    """
+    path = change.path("segment")
+    segments, masks = [one.segment for one in held], [one.live for one in held]
+    path.mkdir()
+    try:
+        merge_segments(path, segments, masks, factory)
+    except InputError:
+        if factory == "Flat":
+            raise
+        shutil.rmtree(path)
+        return merged(change, held, "Flat")
+    segment = Segment(path)
+    return LiveSegment(record(path.name, segment, factory), segment, None)
+
+
+def publish(
+    change: Change,
+    reader: Reader,
+    held: Sequence[LiveSegment],
+    moments: ScoreMoments,
+    corpus: Mapping[str, Any] | None = None,
+) -> None:
+    """Publish segments as the next generation of an index.
+
+    Args:
+        change: The generation in the making.
+        reader: The one before.
+        held: The segments.
+        moments: Those of the live documents' vectors.
+        corpus: What the documents were made of; None: what they were, unless some are missing now.
+    """
+    documents = sum(one.documents for one in held)
+    known = documents == len(reader)
+    moments.save(change.path("moments"))
+    deleted = None
+    if any(one.live is not None for one in held):
+        live = [np.ones(len(one.segment), bool) if one.live is None else one.live for one in held]
+        deleted = change.path("deleted")
+        np.save(deleted, np.packbits(~np.concatenate(live)), allow_pickle=False)
+    types = reader.manifest["attributes"]
+    if any(one.segment.attributes is not None for one in held):
+        types = joined_attributes([one.segment for one in held]).types
+    change.publish(
+        {
+            **{name: reader.manifest[name] for name in _KEPT},
+            "corpus": corpus or (reader.corpus if known else joined_corpus([], known=False)),
+            "attributes": types,
+            "documents": documents,
+            "rows": sum(one.record["rows"] for one in held),
+            "segments": [one.record for one in held],
+            "moments": change.path("moments").name,
+            "deleted": None if deleted is None else deleted.name,
+        }
+    )

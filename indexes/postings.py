@@ -1,0 +1,110 @@
+"""Inverted lists of one segment: for each term the documents that hold it, memory-mapped."""
+
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexes.arrays import map_array
+from indexes.errors import InputError
+from indexes.names import Names
+
+_VOCABULARY = "terms"
+_STARTS, _ROWS, _COUNTS, _LENGTHS = "starts.npy", "rows.npy", "counts.npy", "lengths.npy"
+
+
+class Postings(NamedTuple):
+    """Which documents hold each of v terms, and how often; n documents, p pairs of a term and a document."""
+
+    vocabulary: Names
+    """The v terms."""
+    starts: NDArray[np.int64]
+    """(v + 1,) where the pairs of each term begin, and p."""
+    rows: NDArray[np.uint32]
+    """(p,) the document of each pair, ascending within a term."""
+    counts: NDArray[np.unsignedinteger]
+    """(p,) how often the document holds the term."""
+    lengths: NDArray[np.uint32]
+    """(n,) how many terms each document has, repeated ones counted."""
+
+    @classmethod
+    def of(cls, documents: Iterable[Sequence[str]]) -> "Postings":
+        """Count the terms of each document, in row order."""
+        vocabulary: dict[str, int] = {}
+        terms, counts, held, lengths = array("I"), array("I"), array("I"), array("I")
+        for document in documents:
+            found = Counter(document)
+            terms.extend(vocabulary.setdefault(term, len(vocabulary)) for term in found)
+            counts.extend(found.values())
+            held.append(len(found))
+            lengths.append(len(document))
+        rows = np.repeat(np.arange(len(held), dtype=np.uint32), np.asarray(held, dtype=np.int64))
+        columns = (np.asarray(terms, np.uint32), rows, np.asarray(counts, np.uint32))
+        return _sorted(list(vocabulary), *columns, np.asarray(lengths, np.uint32))
+
+    @classmethod
+    def joined(cls, parts: Sequence[tuple["Postings", NDArray[np.bool_] | None]]) -> "Postings":
+        """Those of several segments as one, without documents that are not to be kept.
+
+        Args:
+            parts: Postings, and which of their documents to keep (n,); None: all.
+        """
+        vocabulary: dict[str, int] = {}
+        columns: list[tuple[NDArray[np.uint32], ...]] = []
+        done = 0
+        for one, keep in parts:
+            known = np.array([vocabulary.setdefault(term, len(vocabulary)) for term in one.vocabulary], np.uint32)
+            terms = np.repeat(known, np.diff(one.starts))
+            kept = np.ones(len(one.lengths), bool) if keep is None else keep
+            places = (np.cumsum(kept) - 1 + done).astype(np.uint32)
+            wanted = kept[one.rows]
+            columns.append((terms[wanted], places[one.rows[wanted]], one.counts[wanted], one.lengths[kept]))
+            done += int(kept.sum())
+        terms, rows, counts, lengths = (np.concatenate(column) for column in zip(*columns, strict=True))
+        held = np.bincount(terms, minlength=len(vocabulary)) > 0
+        names = [name for name, still in zip(vocabulary, held.tolist(), strict=True) if still]
+        return _sorted(names, (np.cumsum(held) - 1)[terms], rows, counts, lengths)
+
+    def of_term(self, number: int) -> tuple[NDArray[np.uint32], NDArray[np.unsignedinteger]]:
+        """The documents that hold a term, and how often."""
+        some = slice(int(self.starts[number]), int(self.starts[number + 1]))
+        return self.rows[some], self.counts[some]
+
+    def save(self, folder: Path) -> None:
+        """Write a folder of arrays."""
+        folder.mkdir()
+        self.vocabulary.save(folder, _VOCABULARY)
+        for name, column in zip((_STARTS, _ROWS, _COUNTS, _LENGTHS), self[1:], strict=True):
+            np.save(folder / name, column, allow_pickle=False)
+
+    @classmethod
+    def open(cls, folder: Path) -> "Postings":
+        """Map a folder that `save` wrote.
+
+        Raises:
+            InputError: Its arrays do not belong together.
+        """
+        columns = (map_array(folder / name) for name in (_STARTS, _ROWS, _COUNTS, _LENGTHS))
+        postings = cls(Names.open(folder, _VOCABULARY), *columns)
+        sizes = len(postings.vocabulary) + 1, len(postings.rows)
+        if sizes != (len(postings.starts), len(postings.counts)) or postings.starts[-1] != len(postings.rows):
+            raise InputError(f"{folder}: its arrays do not belong together; make the index again")
+        return postings
+
+
+def _sorted(
+    names: list[str],
+    terms: NDArray[np.integer],
+    rows: NDArray[np.uint32],
+    counts: NDArray[np.unsignedinteger],
+    lengths: NDArray[np.uint32],
+) -> Postings:
+    """Postings of pairs (p,) in any order of terms; of one term they keep their order."""
+    order = np.argsort(terms, kind="stable")
+    starts = np.concatenate([[0], np.cumsum(np.bincount(terms, minlength=len(names)))]).astype(np.int64)
+    small = np.uint16 if counts.max(initial=0) <= np.iinfo(np.uint16).max else np.uint32
+    return Postings(Names.of(names), starts, rows[order], counts[order].astype(small), lengths)

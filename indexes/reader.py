@@ -1,0 +1,308 @@
+"""One generation of an index folder, opened for reading: its segments searched as one."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexes.arrays import read_array
+from indexes.attributes import Attributes
+from indexes.errors import InputError
+from indexes.exact import nothing, search_within
+from indexes.hits import Hits, Within, merge
+from indexes.lexical import Lexical
+from indexes.manifest import differences
+from indexes.moments import ScoreMoments
+from indexes.segments import Segment, joined_attributes
+from indexes.vectors import UNIT_TOLERANCE
+
+
+class Stored(NamedTuple):
+    """A document as an index keeps it."""
+
+    id: str
+    row: int
+    """Its row in this generation."""
+    vectors: NDArray[np.float32]
+    """(1, d), or those of its passages (p, d)."""
+    text: str | None
+    """None if the index keeps no texts."""
+    attributes: dict[str, Any] | None
+    """None if the index keeps none."""
+
+
+class Reader:
+    """One generation of an index: it never changes, and no change of the folder takes anything away from it.
+
+    Everything in it speaks of documents by their row; rows count on from segment to segment, deleted documents
+    included. Where long documents were encoded in passages, a document's dense score is its best passage's.
+
+    Attributes:
+        ids: The document id of each row.
+        live: (n,) which rows are not deleted; None: all.
+        made_by: The record of the encoder that made the vectors, with its `fingerprint`.
+        encoding: What else decided the vectors: `storage`, `long_documents` …
+        metric: `cosine` (unit vectors) or `ip` (inner product).
+        factory: The FAISS factory string.
+        analyzer: The name of what made the terms of the BM25 part.
+        segments: The segments, in the order of their rows.
+        lexical: The BM25 part, or None.
+        attributes: Typed values of each document to filter by, or None.
+        moments: Mean and covariance of the vectors that are not deleted, for fusion.
+        corpus: `source` and `fingerprint` of the corpus.
+        generation: How many changes made it, the first one included.
+        dim: d.
+    """
+
+    def __init__(self, folder: Path, manifest: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.generation: int = manifest["generation"]
+        self.made_by: dict[str, Any] = manifest["made_by"]
+        self.encoding: dict[str, Any] = manifest["encoding"]
+        self.metric: str = manifest["metric"]
+        self.factory: str = manifest["factory"]
+        self.analyzer: str | None = manifest["analyzer"]
+        self.corpus: dict[str, Any] = manifest["corpus"]
+        self.dim: int = manifest["dim"]
+        self.segments = [Segment(folder / one["name"]) for one in manifest["segments"]]
+        self.starts: list[int] = np.cumsum([0, *map(len, self.segments)]).tolist()
+        self.ids = _Ids(self)
+        self.live = self._read_live(manifest["deleted"])
+        self.moments = ScoreMoments.open(folder / manifest["moments"])
+        self.lexical: Lexical | None = None
+        if manifest["bm25"] is not None:
+            parts = [(one.postings, some) for one, some in zip(self.segments, self.of_segments(self.live), strict=True)]
+            self.lexical = Lexical([(one, some) for one, some in parts if one is not None], **manifest["bm25"])
+        self.attributes: Attributes | None = None
+        if manifest["attributes"] is not None:
+            self.attributes = joined_attributes(self.segments)
+        self._check()
+
+    def _read_live(self, name: str | None) -> NDArray[np.bool_] | None:
+        if name is None:
+            return None
+        packed = read_array(self.folder / name)
+        if packed.dtype != np.uint8 or len(packed) != -(-self.rows // 8):
+            raise InputError(f"{self.folder / name} is not of {self.rows} rows; make the index again")
+        return np.unpackbits(packed, count=self.rows) == 0
+
+    def _check(self) -> None:
+        dims = {one.dense.dim for one in self.segments} | {len(self.moments.sums) - 1}
+        metrics = {one.dense.metric for one in self.segments} - {"ip"}
+        lexical = self.rows if self.lexical is None else self.lexical.rows
+        if dims != {self.dim} or metrics or len(self) != self.manifest["documents"] or lexical != self.rows:
+            raise InputError(f"{self.folder}: its segments are not what its manifest says; make the index again")
+
+    def __len__(self) -> int:
+        """How many documents there are, deleted ones not counted."""
+        return self.rows if self.live is None else int(np.count_nonzero(self.live))
+
+    @property
+    def rows(self) -> int:
+        """n: documents, deleted ones counted."""
+        return self.starts[-1]
+
+    def of_segments(self, mask: NDArray[np.bool_] | None) -> list[NDArray[np.bool_] | None]:
+        """The part of a mask over all rows (n,) that belongs to each segment."""
+        if mask is None:
+            return [None] * len(self.segments)
+        return [mask[first:last] for first, last in zip(self.starts, self.starts[1:], strict=False)]
+
+    def matching(self, condition: str | NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+        """Which rows (n,) meet a filter and are not deleted; None: all.
+
+        Args:
+            condition: In the language of `indexes.filters`, such as `year >= 2020 and lang in ["en", "de"]`, or the
+                rows themselves, (n,) bool.
+
+        Raises:
+            InputError: It is no filter, not one for these attributes, or the index has none.
+        """
+        if condition is None:
+            return self.live
+        if isinstance(condition, str):
+            if self.attributes is None:
+                raise InputError(f"{self.folder} has no attributes to filter by; build it with them (--attributes)")
+            found = self.attributes.matching(condition)
+        elif condition.dtype != bool or condition.shape != (self.rows,):
+            raise InputError(
+                f"a filter is {condition.dtype} of shape {condition.shape}; expected a text, or bool of ({self.rows},)"
+            )
+        else:
+            found = condition
+        return found if self.live is None else found & self.live
+
+    def search(self, queries: NDArray[np.float32], k: int, *, filter: str | NDArray[np.bool_] | None = None) -> Hits:
+        """Find the k documents of the largest inner product for each query.
+
+        Args:
+            queries: (q, d) float32, made by the encoder that made the index.
+            k: Hits for each query.
+            filter: Only documents that meet it are hits; see `matching`.
+
+        Returns:
+            Hits (q, min(k, documents that meet the filter)), each at most once, ordered by score, then row.
+
+        Raises:
+            InputError: k < 1, another dimension, NaN, vectors that are not unit length under cosine, or no such filter.
+        """
+        if k < 1:
+            raise InputError(f"k is {k}; expected at least 1")
+        queries = self._checked(queries)
+        keep = self.matching(filter)
+        if len(self.segments) == 1:
+            k = min(k, self.rows if keep is None else int(np.count_nonzero(keep)))
+            return self.segments[0].search(queries, k, keep) if k else nothing(len(queries), 0)
+        found, count = [], 0
+        for first, segment, some in zip(self.starts, self.segments, self.of_segments(keep), strict=False):
+            here = len(segment) if some is None else int(np.count_nonzero(some))
+            count += here
+            if here:
+                hits = segment.search(queries, min(k, here), some)
+                found.append(Hits(np.where(hits.rows < 0, -1, hits.rows + first), hits.scores))
+        return merge(found, min(k, count)) if found else nothing(len(queries), 0)
+
+    def search_within(
+        self, queries: NDArray[np.float32], least: float, *, filter: str | NDArray[np.bool_] | None = None
+    ) -> Within:
+        """Find all documents whose score is at least so much, exactly, for each query (q, d).
+
+        Raises:
+            InputError: `least` is not finite, and what `search` refuses.
+        """
+        if not np.isfinite(least):
+            raise InputError(f"the least score is {least}; expected a number")
+        queries = self._checked(queries)
+        parts = zip(self.starts, self.segments, self.of_segments(self.matching(filter)), strict=False)
+        found = [(first, search_within(queries, segment.targets, least, keep=some)) for first, segment, some in parts]
+        return Within.joined(len(queries), found)
+
+    def scores(self, queries: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Exact dense scores of each query (q, d) with its own documents, by row (q, m); -inf where a row is -1."""
+        if len(self.segments) == 1:
+            return self.segments[0].targets.scores(queries, rows)
+        out = np.full(rows.shape, -np.inf, np.float32)
+        for first, last, segment in zip(self.starts, self.starts[1:], self.segments, strict=False):
+            here = (first <= rows) & (rows < last)
+            if here.any():
+                np.maximum(out, segment.targets.scores(queries, np.where(here, rows - first, -1)), out=out)
+        return out
+
+    def rows_of(self, ids: Sequence[str]) -> NDArray[np.int64]:
+        """The row of each document (m,) that is not deleted; -1 where there is none."""
+        out = np.full(len(ids), -1, np.int64)
+        for first, segment in zip(self.starts, self.segments, strict=False):
+            numbers = segment.ids.numbers(ids)
+            rows = np.where(numbers < 0, -1, numbers + first)
+            found = rows >= 0 if self.live is None else (rows >= 0) & self.live[rows]
+            out[found] = rows[found]
+        return out
+
+    def __iter__(self) -> Iterator[Stored]:
+        rows = range(self.rows) if self.live is None else np.flatnonzero(self.live).tolist()
+        return (self.stored(row) for row in rows)
+
+    def stored(self, row: int) -> Stored:
+        """What is kept of the document of a row."""
+        segment, number = self._place(row)
+        vectors = segment.dense.targets.rows(segment.vector_rows(np.array([number])))
+        attributes = None if self.attributes is None else self.attributes.row(row)
+        return Stored(segment.ids[number], row, vectors, self.text(row), attributes)
+
+    def text(self, row: int) -> str | None:
+        """The stored text of a row; None if the index keeps no texts."""
+        segment, number = self._place(row)
+        return None if segment.texts is None else segment.texts[number]
+
+    def passage(self, query: NDArray[np.float32], row: int) -> tuple[int, int] | None:
+        """Where a document's best passage for a query (d,) begins and ends, in characters of its content.
+
+        None where the index holds whole documents.
+        """
+        segment, number = self._place(row)
+        return segment.passages.best(query, number) if segment.passages else None
+
+    def check_encoder(self, made_by: Mapping[str, Any], name: str) -> None:
+        """Refuse an encoder other than the one that made the vectors.
+
+        Raises:
+            InputError: The fingerprints differ; both sides are named, field by field.
+        """
+        if made_by["fingerprint"] != self.made_by["fingerprint"]:
+            raise InputError(
+                f"{self.folder} was made by another encoder than {name} (index ≠ encoder: "
+                f"{differences(self.made_by, made_by)}); search it with its own encoder or encode the corpus again"
+            )
+
+    def stats(self) -> dict[str, Any]:
+        """What there is: generation, documents, deleted, bytes on disk, and the same of each segment."""
+        masks = self.of_segments(self.live)
+        deleted = [0 if some is None else int(np.count_nonzero(~some)) for some in masks]
+        sizes = {name: entry["bytes"] for name, entry in self.manifest["files"].items()}
+        segments = [
+            {
+                **one,
+                "deleted": gone,
+                "bytes": sum(size for name, size in sizes.items() if name.startswith(f"{one['name']}/")),
+            }
+            for one, gone in zip(self.manifest["segments"], deleted, strict=True)
+        ]
+        return {
+            "generation": self.generation,
+            "documents": len(self),
+            "deleted": sum(deleted),
+            "dim": self.dim,
+            "metric": self.metric,
+            "factory": self.factory,
+            "lexical": self.lexical is not None,
+            "attributes": self.manifest["attributes"],
+            "bytes": sum(sizes.values()),
+            "segments": segments,
+        }
+
+    def _place(self, row: int) -> tuple[Segment, int]:
+        """The segment of a row, and its row there."""
+        if not 0 <= row < self.rows:
+            raise IndexError(f"row {row} of {self.rows}")
+        number = int(np.searchsorted(self.starts, row, side="right")) - 1
+        return self.segments[number], row - self.starts[number]
+
+    def _checked(self, queries: NDArray[np.float32]) -> NDArray[np.float32]:
+        if queries.ndim != 2 or queries.shape[1] != self.dim:
+            raise InputError(f"queries have shape {queries.shape}; {self.folder} expects (queries, {self.dim})")
+        squares = np.vecdot(queries, queries, dtype=np.float64)  # (q,)
+        if not np.isfinite(squares).all():
+            raise InputError("a query vector holds NaN or infinity; encode the query again")
+        if self.metric == "cosine" and len(squares):
+            lengths = np.sqrt(squares)
+            if lengths.min() < 1 - UNIT_TOLERANCE or lengths.max() > 1 + UNIT_TOLERANCE:
+                far = f"{lengths[np.abs(lengths - 1).argmax()]:.3f}"
+                raise InputError(f"a query vector has length {far}; {self.folder} compares unit vectors (cosine)")
+        return np.ascontiguousarray(queries, dtype=np.float32)
+
+
+class _Ids(Sequence[str]):
+    """The ids of all rows, deleted ones included."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+
+    def __len__(self) -> int:
+        return self._reader.rows
+
+    @overload
+    def __getitem__(self, row: int) -> str: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[str]: ...
+    def __getitem__(self, row: int | slice) -> str | list[str]:
+        if isinstance(row, slice):
+            return [self[one] for one in range(*row.indices(len(self)))]
+        segment, number = self._reader._place(row if row >= 0 else row + len(self))
+        return segment.ids[number]
+
+    def __iter__(self) -> Iterator[str]:
+        for segment in self._reader.segments:
+            yield from segment.ids

@@ -1,0 +1,120 @@
+"""The commands that change an index: `retrokit add`, `delete` and `compact`."""
+
+import itertools
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from indexes.errors import InputError
+from indexes.manifest import MANIFEST, fingerprint, read_json, write_json
+from retrieval.commands import CORPUS, Json, encode_to
+from retrieval.console import note, out
+
+if TYPE_CHECKING:
+    from indexes.index import Index
+
+Folder = Annotated[Path, typer.Argument(help="An index folder.", metavar="INDEX_FOLDER")]
+
+
+def add(
+    index: Folder,
+    source: Annotated[str, typer.Argument(help=f"A vectors folder, or a corpus, which is encoded first. {CORPUS}")],
+    *,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace documents that are there already.")] = False,
+    corpus: Annotated[str | None, typer.Option(help="The vectors' documents, if they moved since encoding.")] = None,
+    attributes: Annotated[str, typer.Option(help="Fields of the corpus to filter by, such as year,lang.")] = "",
+    encoder: Annotated[str | None, typer.Option(help="The index's encoder, if it moved.", metavar="MODEL")] = None,
+    json: Json = None,
+) -> None:
+    """Add documents to an index, all or none.
+
+    Killed while encoding? Run the same command again: finished shards are kept.
+    """
+    from indexes.index import Index
+    from indexes.vectors import KIND, VectorStore
+    from retrieval.documents import read_documents
+    from retrieval.retriever import add_to_index
+
+    opened = Index.open(index)
+    folder, made_here = Path(source), False
+    if not ((folder / MANIFEST).is_file() and read_json(folder / MANIFEST).get("kind") == KIND):
+        made_here = True
+        folder = index.with_name(f"{index.name}.{fingerprint(source)[:8]}.vectors")
+        _encode_for(opened, source, folder, encoder)
+    vectors = VectorStore.open(folder)
+    sources = [corpus] if corpus else [part["source"] for part in vectors.corpus.get("parts") or [vectors.corpus]]
+    wanted = [name.strip() for name in attributes.split(",") if name.strip()]
+    lexical = opened.reader.lexical is not None
+    if None in sources and (wanted or lexical):
+        raise InputError(f"{folder} does not say what it was made of; pass --corpus for BM25, texts and attributes")
+    texts = itertools.chain.from_iterable(read_documents(one, wanted) for one in sources)
+    alone = {one.id: one.attributes or {} for one in texts} if wanted and not lexical else None
+    replaced = add_to_index(opened, vectors, documents=texts if lexical else None, attributes=alone, replace=replace)
+    if made_here:
+        shutil.rmtree(folder)
+    added = vectors.documents
+    _say(opened, json, {"added": added, "replaced": replaced}, f"{added:,} documents added, {replaced:,} of them anew")
+
+
+def delete(
+    index: Folder,
+    ids: Annotated[list[str] | None, typer.Argument(help="Of the documents to delete.")] = None,
+    *,
+    filter: Annotated[str | None, typer.Option(help="Delete documents that meet it: 'year < 2000'.")] = None,
+    ids_from: Annotated[Path | None, typer.Option(help="A file of ids, one a line.", metavar="FILE")] = None,
+    missing_ok: Annotated[bool, typer.Option("--missing-ok", help="Pass over ids that are not there.")] = False,
+    json: Json = None,
+) -> None:
+    """Delete documents from an index by id, by filter, or both.
+
+    Their space is given back by retrokit compact.
+    """
+    from indexes.index import Index
+
+    named = list(ids or [])
+    if ids_from is not None:
+        try:
+            named += [line for line in ids_from.read_text(encoding="utf-8").splitlines() if line]
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{ids_from}: cannot be read ({error}); expected a text file of ids") from None
+    if not named and filter is None:
+        raise InputError("nothing to delete is named; give ids, --ids-from or --filter")
+    opened = Index.open(index)
+    gone = opened.delete(named, filter=filter, missing_ok=missing_ok)
+    _say(opened, json, {"deleted": gone}, f"{gone:,} documents deleted")
+    if opened.stats()["deleted"] > len(opened):
+        note(f"more are deleted than left; next: retrokit compact {index}")
+
+
+def compact(index: Folder, *, json: Json = None) -> None:
+    """Make one segment of an index and give the space of deleted documents back."""
+    from indexes.index import Index
+
+    opened = Index.open(index)
+    before = opened.stats()
+    opened.compact()
+    after = opened.stats()
+    said = (
+        f"{len(before['segments'])} segments to {len(after['segments'])}, {before['deleted']:,} deleted documents gone"
+    )
+    _say(opened, json, {"bytes before": before["bytes"]}, said)
+
+
+def _encode_for(opened: "Index", source: str, folder: Path, name: str | None) -> None:
+    """Encode a corpus as the documents of an index were."""
+    from retrieval.encoder import Encoder
+    from retrieval.retriever import Retriever, long_documents_of
+
+    retriever = Retriever.open(opened.folder, name)
+    encoder: Encoder = retriever.encoder
+    encode_to(encoder, source, folder, long_documents=long_documents_of(opened.reader))
+
+
+def _say(opened: "Index", json: Path | None, fields: dict[str, Any], what: str) -> None:
+    stats = opened.stats()
+    if json is not None:
+        write_json(json, {**fields, "index": stats})
+    size = f"{stats['documents']:,} documents, generation {stats['generation']}, {stats['bytes'] / 1e6:,.1f} MB"
+    out.print(f"{opened.folder}: {what}; {size}", markup=False)
