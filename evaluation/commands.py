@@ -19,7 +19,7 @@ from indexes.manifest import refuse_existing, write_json
 from retrieval.cache import cache_home
 from retrieval.console import note, out, progress, table
 
-_PACKAGES = ("retrokit", "numpy", "torch", "sentence-transformers", "faiss-cpu", "faiss-gpu", "bm25s")
+_PACKAGES = ("retrokit", "numpy", "torch", "sentence-transformers", "faiss-cpu", "faiss-gpu")
 
 
 class _Opened(NamedTuple):

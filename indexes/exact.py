@@ -1,5 +1,6 @@
 """Exact search: the best rows of all, block by block in bounded memory, certified in float64."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ _QUERIES_AT_ONCE = 512
 _DENSE = 1 / 16
 _PENDING = 4
 _TIED = 4
+_NEARLY_ALL = 0.8
 
 
 def search_exact(
@@ -49,18 +51,33 @@ def _search(queries: NDArray[np.float32], targets: Targets, k: int, keep: NDArra
     count = len(targets.vectors) if keep is None else int(keep.sum())
     products = fastest(queries, targets.longest, count)
     best = _Best(queries, targets, k, products)
-    for chunk in targets.chunks(_ROWS_AT_ONCE, keep):
+    for chunk, left_out in _chunks(targets, keep):
         first = bool(np.isneginf(best.limits).any())
-        if first and k > _DENSE * len(chunk.numbers):
-            best.add_all(chunk, np.arange(len(queries)))
+        if first and (left_out is not None or k > _DENSE * len(chunk.numbers)):
+            best.add_all(chunk, np.arange(len(queries)), left_out)
             continue
         pairs = products.above(chunk.rows, chunk.begins, best.limits, k)
         dense = np.bincount(pairs.lines, minlength=len(queries)) > _DENSE * len(chunk.numbers)
         if dense.any():
-            best.add_all(chunk, np.flatnonzero(dense))
+            best.add_all(chunk, np.flatnonzero(dense), left_out)
             pairs = pairs.where(~dense[pairs.lines])
+        if left_out is not None:
+            pairs = pairs.where(~left_out[pairs.columns])
         best.add(pairs._replace(columns=chunk.numbers[pairs.columns]), at_once=first)
     return best.finish()
+
+
+def _chunks(targets: Targets, keep: NDArray[np.bool_] | None) -> Iterator[tuple[Chunk, NDArray[np.bool_] | None]]:
+    """Chunks of targets, and which of each (m,) are to be left out, if any.
+
+    Where nearly all are kept, they are gone through as they lie: gathering the kept ones would take longer.
+    """
+    if keep is None or np.count_nonzero(keep) < _NEARLY_ALL * len(targets):
+        yield from ((chunk, None) for chunk in targets.chunks(_ROWS_AT_ONCE, keep))
+        return
+    for chunk in targets.chunks(_ROWS_AT_ONCE):
+        left_out = ~keep[chunk.numbers]
+        yield chunk, left_out if left_out.any() else None
 
 
 def search_within(
@@ -80,8 +97,10 @@ def search_within(
     for first in range(0, len(queries), _QUERIES_AT_ONCE):
         some = queries[first : first + _QUERIES_AT_ONCE]
         products = fastest(some, targets.longest, len(targets.vectors) if keep is None else int(keep.sum()))
-        for chunk in targets.chunks(_ROWS_AT_ONCE, keep):
+        for chunk, left_out in _chunks(targets, keep):
             pairs = products.above(chunk.rows, chunk.begins, np.full(len(some), limit), 1)
+            if left_out is not None:
+                pairs = pairs.where(~left_out[pairs.columns])
             numbers = chunk.numbers[pairs.columns]
             scores = targets.scores_of_pairs(products.exact_queries, pairs.lines, numbers)
             enough = scores > limit
@@ -109,9 +128,11 @@ class _Best:
         self.least_room = _PENDING * k + _ROWS_AT_ONCE // 4  # of one query
         self.room, self.room_of_all = self.least_room, _PENDING * k * len(queries)
 
-    def add_all(self, chunk: Chunk, lines: NDArray[np.int64]) -> None:
-        """Score a whole chunk exactly, for some queries."""
+    def add_all(self, chunk: Chunk, lines: NDArray[np.int64], left_out: NDArray[np.bool_] | None) -> None:
+        """Score a whole chunk exactly, for some queries, but for those targets (m,) that are left out."""
         scores = self.products.exact(chunk.rows, chunk.begins, lines)
+        if left_out is not None:
+            scores[:, left_out] = -np.inf
         better = scores > self.limits[lines, None]
         if better.any():
             scores[~better] = -np.inf

@@ -79,19 +79,19 @@ def file_name(kind: str, generation: int) -> str:
 def opened(folder: Path, read: Callable[[], T]) -> T:
     """What `read` gives; if the folder changed meanwhile and took the files away, what it gives then."""
     for _ in range(_ATTEMPTS):
-        before = _generation(folder)
+        before = _present(folder)
         try:
             return read()
         except (InputError, OSError):
-            if _generation(folder) == before:
+            if _present(folder) == before:
                 raise
     return read()
 
 
-def _generation(folder: Path) -> Any:
+def _present(folder: Path) -> Any:
     try:
-        return read_manifest(folder, KIND).get("generation")
-    except InputError:
+        return read_manifest(folder, KIND)
+    except (InputError, OSError):
         return None
 
 

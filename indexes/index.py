@@ -119,7 +119,7 @@ class Index:
 
     def refresh(self) -> bool:
         """Show the folder's present generation, if another process or object changed it; say whether one did."""
-        if read_manifest(self.folder, KIND)["generation"] == self.reader.generation:
+        if read_manifest(self.folder, KIND) == self.reader.manifest:
             return False
         self.reader = _read(self.folder, "size")
         return True
@@ -157,12 +157,12 @@ class Index:
         return self.reader.stats()
 
     def verify(self) -> None:
-        """Compare every file with its checksum.
+        """Compare every file of the folder's present generation with its checksum.
 
         Raises:
             InputError: A file is damaged; the message names it.
         """
-        verify(self.folder, self.reader.manifest)
+        opened(self.folder, lambda: verify(self.folder, read_manifest(self.folder, KIND)))
 
     def add(
         self,

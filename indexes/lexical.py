@@ -62,7 +62,7 @@ class Lexical:
         self.rows: int = self._starts[-1]
         live = [one.lengths if keep is None else one.lengths[keep] for one, keep in parts]
         self.documents = sum(map(len, live))
-        self.average = sum(int(lengths.sum()) for lengths in live) / max(self.documents, 1)
+        self.average = (sum(int(lengths.sum()) for lengths in live) or 1) / max(self.documents, 1)
 
     def scores(self, terms: Sequence[str]) -> NDArray[np.float32]:
         """Score every document for one query; (n,), 0 where no term matches. A deleted one's score means nothing."""

@@ -21,9 +21,8 @@ except ModuleNotFoundError:
 
 MANIFEST = "manifest.json"
 LOCK = ".lock"
-FORMAT = 2
-_FORMATS = {"index": 3}
-"""Of kinds whose format is another."""
+FORMAT = 3
+_CHECKSUM = "checksum"
 CHECKS = ("full", "sample", "size")
 """How the files of a folder are compared with its manifest: every byte, some of the larger ones', or their sizes."""
 _ALWAYS_VERIFIED = 256_000_000
@@ -221,7 +220,7 @@ def publish(temporary: Path, target: Path, *, overwrite: bool = False) -> None:
 def seal(
     folder: Path, kind: str, content: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]] | None = None
 ) -> None:
-    """Write the manifest of a filled folder: its kind, format version, content, and size and SHA-256 of each file.
+    """Write the manifest of a filled folder: kind, format version, content, size and SHA-256 of each file, and its own.
 
     Args:
         folder: All files are in it.
@@ -232,14 +231,9 @@ def seal(
     if files is None:
         paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in (MANIFEST, LOCK))
         files = {path.relative_to(folder).as_posix(): describe(path) for path in paths}
-    write_json(
-        folder / MANIFEST, {"kind": kind, "format": format_of(kind), **content, "files": dict(sorted(files.items()))}
-    )
-
-
-def format_of(kind: str) -> int:
-    """The version of the format in which folders of a kind are written and read."""
-    return _FORMATS.get(kind, FORMAT)
+    manifest = {"kind": kind, "format": FORMAT, **content, "files": dict(sorted(files.items()))}
+    manifest = json.loads(json.dumps(manifest, ensure_ascii=False))  # as it will be read
+    write_json(folder / MANIFEST, {**manifest, _CHECKSUM: fingerprint(manifest)})
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -292,12 +286,13 @@ def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
     found = manifest.get("kind") if isinstance(manifest, dict) else None
     if found != kind:
         raise InputError(f"{folder} is a folder of kind {found!r}; expected {kind!r}")
-    if manifest.get("format") != format_of(kind):
+    if manifest.get("format") != FORMAT:
         raise InputError(
-            f"{folder} has format {manifest.get('format')!r}; this retrokit reads {format_of(kind)}: make it again"
+            f"{folder} has format {manifest.get('format')!r}; this retrokit reads format {FORMAT}: make it again"
         )
-    if not isinstance(manifest.get("files"), dict):
-        raise InputError(f"{folder / MANIFEST} lists no files; it is damaged: make the folder again")
+    checksum = manifest.pop(_CHECKSUM, None)
+    if checksum != fingerprint(manifest):
+        raise InputError(f"{folder / MANIFEST} is damaged (its own checksum is another): make the folder again")
     return manifest
 
 

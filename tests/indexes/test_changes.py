@@ -290,6 +290,9 @@ def test_an_opened_index_shows_its_generation_until_it_is_refreshed(tmp_path):
     assert (other.refresh(), other.refresh()) == (True, False)
     assert other.get(["d0"]) == [None]
     assert (index.refresh(), len(other)) == (False, 48)
+    Index.build(folder_of(model.some(["x"]), tmp_path / "v"), "Flat", tmp_path / "i", overwrite=True)
+    other.refresh()
+    assert (len(other), other.reader.generation) == (1, 1)  # as numbered as the first one was
 
 
 def test_a_reader_that_opens_while_others_change_finds_a_whole_generation(tmp_path):
@@ -411,6 +414,18 @@ def state_after(lines):
         elif line == "delete":
             state = state - {"v1"}
     return state
+
+
+def test_documents_without_words_come_and_go(tmp_path):
+    model = Model(8)
+    index = build(model, "Flat", tmp_path, 5)
+    some = {id_: (vector, [], {}) for id_, (vector, _, _) in model.some(["x", "y"]).items()}
+    index.add(folder_of(some, tmp_path / "v"), entries=entries_of(some))
+    index.delete(model.ids)
+    assert index.reader.lexical.search([["w1"]], 3, index.reader.matching(None)).rows.tolist() == [[-1] * 3]
+    index.compact()
+    assert [stored.text for stored in index] == ["text x ", "text y "]
+    assert index.reader.lexical.scores(["w1"]).tolist() == [0, 0]
 
 
 def test_a_full_disk_leaves_the_index_as_it_was(tmp_path, monkeypatch):
