@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from indexes.approximate import Effort
     from indexes.errors import InputError
     from indexes.exact import search_exact
     from indexes.hits import Hits, Within
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from indexes.vectors import VectorStore
 
 __all__ = [
+    "Effort",
     "Entry",
     "Hits",
     "Index",
@@ -35,6 +37,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Effort": "approximate",
     "Entry": "segments",
     "Hits": "hits",
     "Index": "index",

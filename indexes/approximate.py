@@ -4,7 +4,7 @@ import math
 import re
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ _FILTERED = 8
 _BLOCK = 65_536
 _FEW_ROWS = 20_000
 _GRAPH_SHARE = 0.3
+_EF = 128
 _NEARLY_ALL = 0.8
 _MARGIN = 10
 
@@ -90,6 +91,30 @@ def empty_index(factory: str, dim: int) -> Any:
     return index
 
 
+class Effort(NamedTuple):
+    """How far a search goes in an approximate index: farther finds more, and takes longer. None: as by default."""
+
+    ef: int | None = None
+    """Of graphs (HNSW): how many of the nearest are kept in mind on the way; 128 by default."""
+    nprobe: int | None = None
+    """Of inverted lists (IVF): how many are gone through; a sixteenth, at least 16, by default."""
+    candidates: int | None = None
+    """How many rows are scored again from the raw vectors for each hit; 4 by default, 1 where FAISS has them whole."""
+
+    def check(self) -> None:
+        """Refuse what is no effort.
+
+        Raises:
+            InputError: A number is less than 1.
+        """
+        for name, value in self._asdict().items():
+            if value is not None and value < 1:
+                raise InputError(f"effort {name} is {value}; expected at least 1")
+
+
+DEFAULT = Effort()
+
+
 class Approximate:
     """A FAISS file, memory-mapped where FAISS can, that finds candidates; their scores are exact inner products.
 
@@ -127,7 +152,13 @@ class Approximate:
         self.exhaustive = type(self._index).__name__ == "IndexFlatIP"
         _widen(faiss, self._index)
 
-    def search(self, queries: NDArray[np.float32], k: int, keep: NDArray[np.bool_] | None = None) -> Hits:
+    def search(
+        self,
+        queries: NDArray[np.float32],
+        k: int,
+        keep: NDArray[np.bool_] | None = None,
+        effort: Effort = DEFAULT,
+    ) -> Hits:
         """Find the k best rows for each query (q, d), of those to keep (n,); hits are ordered by exact score.
 
         k is at most the number of rows to keep. Those few enough are searched exactly. FAISS goes through more of them:
@@ -136,10 +167,12 @@ class Approximate:
         """
         count = self.rows if keep is None else int(np.count_nonzero(keep))
         nearly = keep is not None and count >= _NEARLY_ALL * self.rows
-        times = _FILTERED if keep is not None and not nearly else _OVERSAMPLE if self._lossy else 1
+        usual = _OVERSAMPLE if self._lossy else 1
+        times = max(_FILTERED if keep is not None and not nearly else 1, effort.candidates or usual)
         wanted = min(math.ceil(times * k * self.rows / count) + _MARGIN if nearly else times * k, self.rows)
-        parameters = None if keep is None or nearly else self._parameters(keep, wanted)
-        if self.exhaustive or (keep is not None and parameters is None and not nearly):
+        some = keep is not None and not nearly
+        parameters = self._filtered(keep, wanted, effort) if some else self._unfiltered(effort)  # type: ignore[arg-type]
+        if self.exhaustive or (some and parameters is None):
             return search_exact(queries, self.targets, k, keep=keep)
         try:
             _, rows = self._index.search(queries, wanted, params=parameters)  # (q, wanted)
@@ -151,14 +184,20 @@ class Approximate:
             rows[~keep[rows]] = -1  # (where a row is -1, that is what it stays)
         found = top(self.scores(queries, rows), k, rows)
         short: NDArray[np.bool_] = found.rows[:, -1] < 0
-        if parameters is not None:  # few among the nearest: what is kept lies elsewhere, and these are but its edge
+        if some:  # few among the nearest: what is kept lies elsewhere, and these are but its edge
             short |= rows[:, -1] < 0
         if short.any():
             whole = search_exact(queries[short], self.targets, k, keep=keep)
             found.rows[short], found.scores[short] = whole.rows, whole.scores
         return found
 
-    def _parameters(self, keep: NDArray[np.bool_], wanted: int) -> Any:
+    def _unfiltered(self, effort: Effort) -> Any:
+        """How FAISS is to search among all rows; None: as by default."""
+        if effort == DEFAULT or self.exhaustive:
+            return None
+        return _parameters(load_faiss(), self._index, effort)
+
+    def _filtered(self, keep: NDArray[np.bool_], wanted: int, effort: Effort) -> Any:
         """How FAISS is to search among some rows only; None: it had better not.
 
         Only of inverted lists and of graphs is it known how much farther they must be searched. FAISS' other indexes
@@ -170,12 +209,12 @@ class Approximate:
             return None
         faiss = load_faiss()
         lists, graph = isinstance(self._index, faiss.IndexIVF), isinstance(self._index, faiss.IndexHNSW)
-        if lists and self._index.nprobe / share < self._index.nlist:
-            # A fresh object for each search: FAISS changes those it is given, so that threads must not share them.
-            return faiss.SearchParametersIVF(sel=_selector(faiss, keep), nprobe=math.ceil(self._index.nprobe / share))
+        nprobe = (effort.nprobe or _usual_nprobe(self._index.nlist)) / share if lists else math.inf
+        if lists and nprobe < self._index.nlist:
+            return faiss.SearchParametersIVF(sel=_selector(faiss, keep), nprobe=math.ceil(nprobe))
         if graph and share >= _GRAPH_SHARE:
-            effort = math.ceil(max(self._index.hnsw.efSearch, 2 * wanted) / share)
-            return faiss.SearchParametersHNSW(sel=_selector(faiss, keep), efSearch=effort)
+            ef = math.ceil(max(effort.ef or _EF, 2 * wanted) / share)
+            return faiss.SearchParametersHNSW(sel=_selector(faiss, keep), efSearch=ef)
         return None
 
     def scores(self, queries: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -199,14 +238,45 @@ def _selector(faiss: Any, keep: NDArray[np.bool_]) -> Any:
     return faiss.IDSelectorBitmap(np.packbits(keep, bitorder="little"))
 
 
+def _usual_nprobe(lists: int) -> int:
+    return min(lists, max(16, lists // 16))
+
+
+def _inside(faiss: Any, index: Any) -> Any:
+    """The index that another is wrapped around; None: around none."""
+    if isinstance(index, faiss.IndexPreTransform):
+        return index.index
+    return index.base_index if isinstance(index, faiss.IndexRefine) else None
+
+
 def _widen(faiss: Any, index: Any) -> None:
     """Search wider than FAISS' defaults (1 list, 16 neighbours), which lose most of the answers."""
-    space = faiss.ParameterSpace()
+    index = faiss.downcast_index(index)
     if isinstance(index, faiss.IndexHNSW):
-        space.set_index_parameter(index, "efSearch", 128)
-    lists = getattr(faiss.try_extract_index_ivf(index), "nlist", 0)
-    if lists:
-        space.set_index_parameter(index, "nprobe", min(lists, max(16, lists // 16)))
+        index.hnsw.efSearch = _EF
+    elif isinstance(index, faiss.IndexIVF):
+        index.nprobe = _usual_nprobe(index.nlist)
+    elif (inner := _inside(faiss, index)) is not None:
+        _widen(faiss, inner)
+
+
+def _parameters(faiss: Any, index: Any, effort: Effort) -> Any:
+    """FAISS' search parameters, through all that is wrapped around a graph or lists; None where it has none.
+
+    Fresh objects for each search: FAISS changes those it is given, so that threads must not share them.
+    """
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexHNSW):
+        return faiss.SearchParametersHNSW(efSearch=effort.ef or _EF)
+    if isinstance(index, faiss.IndexIVF):
+        return faiss.SearchParametersIVF(nprobe=min(index.nlist, effort.nprobe or _usual_nprobe(index.nlist)))
+    inside = _inside(faiss, index)
+    inner = None if inside is None else _parameters(faiss, inside, effort)
+    if inner is None:
+        return None
+    if isinstance(index, faiss.IndexPreTransform):
+        return faiss.SearchParametersPreTransform(index_params=inner)
+    return faiss.IndexRefineSearchParameters(base_index_params=inner, k_factor=index.k_factor)
 
 
 def _training_rows(store: Rows) -> NDArray[np.float32]:

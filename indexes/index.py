@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from indexes.approximate import DEFAULT, Effort
 from indexes.errors import InputError
 from indexes.generations import KIND, Change, changing, file_name, opened
 from indexes.hits import Hits, Within
@@ -142,9 +143,16 @@ class Index:
         reader = self.reader
         return [None if row < 0 else reader.stored(row) for row in reader.rows_of(ids).tolist()]
 
-    def search(self, queries: NDArray[np.float32], k: int, *, filter: str | NDArray[np.bool_] | None = None) -> Hits:
+    def search(
+        self,
+        queries: NDArray[np.float32],
+        k: int,
+        *,
+        filter: str | NDArray[np.bool_] | None = None,
+        effort: Effort = DEFAULT,
+    ) -> Hits:
         """Find the k documents of the largest inner product for each query; see `Reader.search`."""
-        return self.reader.search(queries, k, filter=filter)
+        return self.reader.search(queries, k, filter=filter, effort=effort)
 
     def search_within(
         self, queries: NDArray[np.float32], least: float, *, filter: str | NDArray[np.bool_] | None = None

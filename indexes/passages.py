@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from indexes.approximate import Approximate
+from indexes.approximate import DEFAULT, Approximate, Effort
 from indexes.errors import InputError
 from indexes.exact import nothing, search_exact
 from indexes.hits import Hits, top
@@ -41,7 +41,13 @@ class Passages:
         self._starts = starts.astype(np.int64)
         self.targets = Targets(dense.targets.vectors, self._starts)
 
-    def search(self, queries: NDArray[np.float32], k: int, keep: NDArray[np.bool_] | None = None) -> Hits:
+    def search(
+        self,
+        queries: NDArray[np.float32],
+        k: int,
+        keep: NDArray[np.bool_] | None = None,
+        effort: Effort = DEFAULT,
+    ) -> Hits:
         """Find the k best documents for each query (q, d), of those to keep (n,); hits are ordered by exact score.
 
         k is at most the number of documents to keep.
@@ -54,7 +60,7 @@ class Passages:
         missing = np.arange(len(queries))
         depth = max(2 * k, _LEAST_DEPTH)
         while missing.size and depth < rows:
-            documents = self._distinct(self._dense.search(queries[missing], depth, kept).rows)  # (q, depth)
+            documents = self._distinct(self._dense.search(queries[missing], depth, kept, effort).rows)  # (q, depth)
             enough = (documents >= 0).sum(axis=1) >= k
             if enough.any():
                 done = missing[enough]

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from indexes.approximate import DEFAULT, Effort
 from indexes.arrays import read_array
 from indexes.attributes import Attributes
 from indexes.errors import InputError
@@ -135,13 +136,21 @@ class Reader:
             found = condition
         return found if self.live is None else found & self.live
 
-    def search(self, queries: NDArray[np.float32], k: int, *, filter: str | NDArray[np.bool_] | None = None) -> Hits:
+    def search(
+        self,
+        queries: NDArray[np.float32],
+        k: int,
+        *,
+        filter: str | NDArray[np.bool_] | None = None,
+        effort: Effort = DEFAULT,
+    ) -> Hits:
         """Find the k documents of the largest inner product for each query.
 
         Args:
             queries: (q, d) float32, made by the encoder that made the index.
             k: Hits for each query.
             filter: Only documents that meet it are hits; see `matching`.
+            effort: How far an approximate index is searched.
 
         Returns:
             Hits (q, min(k, documents that meet the filter)), each at most once, ordered by score, then row.
@@ -151,17 +160,18 @@ class Reader:
         """
         if k < 1:
             raise InputError(f"k is {k}; expected at least 1")
+        effort.check()
         queries = self._checked(queries)
         keep = self.matching(filter)
         if len(self.segments) == 1:
             k = min(k, self.rows if keep is None else int(np.count_nonzero(keep)))
-            return self.segments[0].search(queries, k, keep) if k else nothing(len(queries), 0)
+            return self.segments[0].search(queries, k, keep, effort) if k else nothing(len(queries), 0)
         found, count = [], 0
         for first, segment, some in zip(self.starts, self.segments, self.of_segments(keep), strict=False):
             here = len(segment) if some is None else int(np.count_nonzero(some))
             count += here
             if here:
-                hits = segment.search(queries, min(k, here), some)
+                hits = segment.search(queries, min(k, here), some, effort)
                 found.append(Hits(np.where(hits.rows < 0, -1, hits.rows + first), hits.scores))
         return merge(found, min(k, count)) if found else nothing(len(queries), 0)
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from indexes.approximate import Approximate, build_faiss, load_faiss, stored_rows
+from indexes.approximate import DEFAULT, Approximate, Effort, build_faiss, load_faiss, stored_rows
 from indexes.arrays import map_array
 from indexes.attributes import Attributes
 from indexes.errors import InputError
@@ -84,9 +84,11 @@ class Segment:
         """The raw vectors of the documents."""
         return (self.passages or self.dense).targets
 
-    def search(self, queries: NDArray[np.float32], k: int, keep: NDArray[np.bool_] | None) -> Hits:
+    def search(
+        self, queries: NDArray[np.float32], k: int, keep: NDArray[np.bool_] | None = None, effort: Effort = DEFAULT
+    ) -> Hits:
         """Find the k best documents for each query (q, d), of those to keep (n,); k is at most their number."""
-        return (self.passages or self.dense).search(queries, k, keep)
+        return (self.passages or self.dense).search(queries, k, keep, effort)
 
     def vector_rows(self, documents: NDArray[np.int64]) -> NDArray[np.int64]:
         """The rows of `dense` that belong to some documents."""

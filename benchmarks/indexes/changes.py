@@ -1,7 +1,7 @@
 """What opening and changing a large index costs: seconds, over 1,000,000 x 384 vectors (1.5 GB), files in memory.
 
-Opening by each of the checks, ready to search; adding, replacing and deleting 1 and 1,000 documents; exact search of 32
-queries before and after a hundredth of the documents is deleted, and in one segment or ten. The documents have no texts.
+Opening by each of the checks, ready to search; adding, replacing and deleting 1 and 1,000 documents; exact search of
+32 queries before and after a hundredth of the documents is deleted, and in one segment or ten. There are no texts.
 
     python -m benchmarks.indexes.changes
 """

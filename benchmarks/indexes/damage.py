@@ -1,8 +1,8 @@
 """Damaged index folders of every type: each must be refused with a clear line, or answer as the whole one did.
 
-A damage is some flipped bits, a truncation, zeros or noise over a block, a longer file, a missing file or another file's
-content, in any file of the folder, the manifest included. Each is opened and searched in a process of its own, which
-must not crash or hang. python -m benchmarks.indexes.damage --damages 5000
+A damage is some flipped bits, a truncation, zeros or noise over a block, a longer file, a missing file or another
+file's content, in any file of the folder, the manifest included. Each is opened and searched in a process of its own,
+which must not crash or hang. python -m benchmarks.indexes.damage --damages 5000
 """
 
 import argparse
@@ -22,8 +22,8 @@ from indexes import Entry, Index, InputError, save_vectors
 
 FACTORIES = (
     "Flat", "HNSW16", "HNSW16_SQ8", "IVF16,Flat", "IVF16,SQ8", "IVF16,PQ8x4fs", "PQ8", "PQ8x4fs", "SQ8", "SQ4",
-    "IVF16,PQ8x4fs,RFlat", "PCA16,Flat", "OPQ8,PQ8", "IVF16_HNSW8,Flat", "NSG16", "LSH", "RaBitQ", "IVF16,RaBitQ",
-    "IVF16,PQ8+8", "ITQ16,LSH",
+    "IVF16,PQ8x4fs,RFlat", "PCA16,Flat", "OPQ8,PQ8", "IVF16_HNSW8,Flat", "NSG16", "SQfp16", "RaBitQ", "IVF16,RaBitQ",
+    "IVF16,PQ8x4fsr", "LSQ4x4",
 )  # fmt: skip
 DIM, ROWS = 32, 600
 OUTCOMES = {0: "refused", 1: "identical", 2: "silent wrong answer", 3: "another error"}

@@ -21,6 +21,7 @@ import numpy as np
 
 from benchmarks.setting import save
 from indexes import Entry, Index, save_vectors
+from indexes.approximate import load_faiss
 from indexes.vectors import VectorStore
 
 DIM = 32
@@ -85,6 +86,7 @@ def make(root: Path, kind: str, brought: State) -> None:
 
 def child(root: Path, number: int) -> None:
     state = state_of(root)
+    load_faiss()  # which takes a while the first time
     while True:
         kind, brought = next_change(state, number)
         print(f"begin {number} {kind}", flush=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from indexes.approximate import Effort
 from indexes.errors import InputError
 from indexes.exact import search_exact
 from indexes.index import Index
@@ -88,6 +89,33 @@ def test_an_index_of_whole_documents_scores_them_and_has_no_passages(store, rows
     assert not (tmp_path / "index" / "segment-000001" / "passages.npy").exists()
     assert (index.reader.manifest["documents"], index.reader.manifest["rows"]) == (N, N)
     assert index.reader.encoding == store.encoding
+
+
+@pytest.mark.parametrize(
+    ("factory", "little", "much"),
+    [
+        ("HNSW4", {"ef": 1}, {"ef": 600}),
+        ("IVF64,Flat", {"nprobe": 1}, {"nprobe": 64}),
+        ("PCA24,HNSW4", {"ef": 1, "candidates": 1}, {"ef": 900, "candidates": 40}),
+        ("OPQ8,IVF64,PQ8", {"nprobe": 1}, {"nprobe": 999, "candidates": 100}),
+        ("IVF64,PQ8x4fs,RFlat", {"nprobe": 1}, {"nprobe": 64, "candidates": 120}),
+        ("PQ4", {"candidates": 1}, {"candidates": 120}),
+    ],
+)
+def test_more_effort_finds_more_and_changes_nothing_for_others(store, rows, queries, factory, little, much, tmp_path):
+    index = Index.build(store, factory, tmp_path / "index")
+    truth = search_exact(queries, rows, 10).rows
+
+    def recall(**options):
+        found = index.search(queries, 10, **options).rows
+        return np.mean([len(set(one) & set(other)) / 10 for one, other in zip(found, truth, strict=True)])
+
+    usual = recall()
+    assert recall(effort=Effort(**little)) < recall(effort=Effort(**much))
+    assert recall(effort=Effort(**much)) > 0.95
+    assert recall() == usual
+    with pytest.raises(InputError, match="effort nprobe is 0; expected at least 1"):
+        recall(effort=Effort(nprobe=0))
 
 
 @pytest.mark.parametrize("storage", ["float16", "int8", "binary"])

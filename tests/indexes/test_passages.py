@@ -143,7 +143,7 @@ def test_looks_deeper_where_one_document_crowds_the_others_out(tmp_path, monkeyp
     index = Index.build(make_store(tmp_path / "v", vectors, counts), "HNSW32", tmp_path / "i")
     depths, search = [], index.reader.segments[0].dense.search
     monkeypatch.setattr(
-        index.reader.segments[0].dense, "search", lambda queries, k, keep: depths.append(k) or search(queries, k)
+        index.reader.segments[0].dense, "search", lambda queries, k, *_: depths.append(k) or search(queries, k)
     )
     truth = max_scores(query, vectors, counts)
     np.testing.assert_array_equal(index.search(query, 5).rows, order_of(truth, 5))
