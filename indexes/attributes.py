@@ -20,6 +20,7 @@ _TYPES = {
     "a text": pa.string(),
     "a date": pa.timestamp("us"),
 }
+_ARROW = {str(kind): kind for one in _TYPES.values() for kind in (one, pa.list_(one))}
 
 
 class Attributes:
@@ -75,13 +76,18 @@ class Attributes:
         return cls(pa.table({"": pa.nulls(rows)}).select([]))  # a table without columns still has rows
 
     @classmethod
-    def joined(cls, parts: Sequence["Attributes"]) -> "Attributes":
+    def joined(cls, parts: Sequence["Attributes"], known: Mapping[str, str] | None = None) -> "Attributes":
         """Those of several segments as one; where a segment lacks an attribute, it is null.
 
+        Args:
+            parts: Of each segment.
+            known: Arrow's names for the types of attributes that are there even if no segment has them.
+
         Raises:
-            InputError: An attribute is of one kind here and of another there.
+            InputError: An attribute is of one kind here and of another there, or whole numbers are beside others and
+                too large to be kept as such.
         """
-        types: dict[str, Any] = {}
+        types: dict[str, Any] = {name: _ARROW[said] for name, said in (known or {}).items()}
         for part in parts:
             for field in part.table.schema:
                 types[field.name] = _common(field.name, types.get(field.name, field.type), field.type)
@@ -98,7 +104,10 @@ class Attributes:
         if name not in self.names:
             return [pa.nulls(len(self), kind)]
         column = self.table.column(name)
-        return list((column if column.type == kind else column.cast(kind, safe=False)).chunks)
+        try:
+            return list((column if column.type == kind else column.cast(kind)).chunks)
+        except pa.ArrowInvalid as error:
+            raise InputError(f"attribute {name!r} cannot be kept as {kind} ({error}); make it one kind") from None
 
     def take(self, rows: NDArray[np.int64]) -> "Attributes":
         """Those of some documents (m,)."""
@@ -152,7 +161,7 @@ def _column(name: str, values: list[Any], ids: Sequence[str], known: Any) -> pa.
         raise InputError(
             f"attribute {name!r} is {one} in document {first!r}, {other} in {second!r} ({example!r}); make it one kind"
         )
-    if not found and known is not None:
+    if not found and known is not None and lists in (False, pa.types.is_list(known)):
         return pa.array(values, known)
     if not found and not lists and values:
         raise InputError(f"no document has a value of attribute {name!r}; leave it out or mend its name")

@@ -92,7 +92,8 @@ def search_within(
         keep: (n,) which targets may be found; None: all.
     """
     queries = np.ascontiguousarray(queries, dtype=np.float32)
-    limit = np.nextafter(np.float32(least), np.float32(-np.inf))
+    greatest = np.finfo(np.float32).max
+    limit = np.nextafter(np.float32(np.clip(least, -greatest / 2, greatest)), np.float32(-np.inf))
     found = []
     for first in range(0, len(queries), _QUERIES_AT_ONCE):
         some = queries[first : first + _QUERIES_AT_ONCE]

@@ -8,22 +8,33 @@ or the new one. Readers keep their files mapped, so that they go on reading thei
 import contextlib
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from indexes.errors import InputError
-from indexes.manifest import MANIFEST, describe, read_manifest, seal, sole_writer, sync
+from indexes.manifest import (
+    MANIFEST,
+    check_files,
+    describe,
+    read_manifest,
+    sole_writer,
+    sync,
+    whole_manifest,
+    write_manifest,
+)
 
 KIND = "index"
-_OURS = re.compile(r"(segment|moments|deleted)-\d{6,}(\.npy)?|\.manifest\.json\.\d+")
-_ATTEMPTS = 5
+_OURS = re.compile(r"(segment|moments|deleted)-\d{6,}(\.npy|\.new)?|\.manifest\.json\.\d+")
+_FULL_UP_TO = 8_000_000_000
+_PATIENCE = 30.0
 
 T = TypeVar("T")
 
 
 class Change:
-    """A generation in the making. What is written under the names it gives is published by `publish`, or removed.
+    """A generation in the making. What is written under the names it gives is published by `commit`, or removed.
 
     Attributes:
         manifest: Of the generation before.
@@ -39,19 +50,28 @@ class Change:
         """Where a new file or folder of a kind is to be written: segment, moments or deleted."""
         return self._folder / file_name(kind, self.generation)
 
-    def publish(self, content: Mapping[str, Any]) -> None:
-        """Make the new generation the folder's.
+    def describe(self, content: Mapping[str, Any]) -> dict[str, Any]:
+        """The manifest of the new generation, all of whose files are on the disk.
 
         Args:
             content: Of the manifest; `segments`, `moments` and `deleted` say which files it consists of.
         """
         known = self.manifest["files"]
         files = {name: known.get(name) or describe(self._folder / name) for name in _files_of(self._folder, content)}
-        for name in files.keys() - known.keys():
-            sync(self._folder / name)
-        for parent in {(self._folder / name).parent for name in files.keys() - known.keys()}:
-            sync(parent)
-        seal(self._folder, KIND, {**content, "generation": self.generation}, files)
+        new = [self._folder / name for name in files.keys() - known.keys()]
+        for path in [*new, *{path.parent for path in new}]:
+            sync(path)
+        return whole_manifest(KIND, {**content, "generation": self.generation}, files)
+
+    def commit(self, manifest: Mapping[str, Any]) -> None:
+        """Make a generation the folder's.
+
+        Raises:
+            InputError: Another has taken the place of the generation before.
+        """
+        if read_manifest(self._folder, KIND) != self.manifest:
+            raise InputError(f"{self._folder} was replaced by another index meanwhile; change that one")
+        write_manifest(self._folder, manifest)
         sync(self._folder)
 
 
@@ -60,7 +80,7 @@ def changing(folder: Path) -> Iterator[Change]:
     """Hold an index folder for a change; what is not published when the block ends, or is needed no more, is removed.
 
     Raises:
-        InputError: Another process is changing it.
+        InputError: Another process is changing it, or it cannot be written.
     """
     read_manifest(folder, KIND)
     with sole_writer(folder):
@@ -68,7 +88,8 @@ def changing(folder: Path) -> Iterator[Change]:
         try:
             yield Change(folder, read_manifest(folder, KIND))
         finally:
-            _sweep(folder)
+            with contextlib.suppress(InputError):  # of a folder that was taken away meanwhile
+                _sweep(folder)
 
 
 def file_name(kind: str, generation: int) -> str:
@@ -76,16 +97,38 @@ def file_name(kind: str, generation: int) -> str:
     return f"{kind}-{generation:06d}" + ("" if kind == "segment" else ".npy")
 
 
-def opened(folder: Path, read: Callable[[], T]) -> T:
-    """What `read` gives; if the folder changed meanwhile and took the files away, what it gives then."""
-    for _ in range(_ATTEMPTS):
-        before = _present(folder)
+def opened(
+    folder: Path, read: Callable[[dict[str, Any]], T], check: str | None, known: Mapping[str, Any] | None = None
+) -> T:
+    """What `read` makes of the folder's manifest, once its files are found to be what it says.
+
+    If the folder changes meanwhile and takes files away, its new generation is read; files that were checked before
+    are not checked again.
+
+    Args:
+        folder: The index folder.
+        read: Called with the manifest; opens all files it needs.
+        check: One of `CHECKS`; None: full up to 8 GB, else sample.
+        known: Files of another generation that were checked, as its manifest lists them.
+
+    Raises:
+        InputError: There is no index, its files are damaged, or it changes again and again for half a minute.
+    """
+    checked = dict(known or {})
+    end = time.monotonic() + _PATIENCE
+    while True:
+        manifest = read_manifest(folder, KIND)
         try:
-            return read()
+            check_files(folder, manifest, check, full_up_to=_FULL_UP_TO, beyond="sample", known=checked)
+            made = read(manifest)
         except (InputError, OSError):
-            if _present(folder) == before:
+            if _present(folder) == manifest:
                 raise
-    return read()
+        else:
+            if read_manifest(folder, KIND)["build"] == manifest["build"]:
+                return made  # else another index took its place, with files of the same names
+        if time.monotonic() > end:
+            raise InputError(f"{folder} changes faster than it can be opened; open it with check='size'")
 
 
 def _present(folder: Path) -> Any:

@@ -1,6 +1,8 @@
 """Index folders: one object to build, search and change an index of vectors, BM25, ids, attributes and texts."""
 
 import contextlib
+import threading
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,14 +15,23 @@ from indexes.errors import InputError
 from indexes.generations import KIND, Change, changing, file_name, opened
 from indexes.hits import Hits, Within
 from indexes.lexical import K1, B
-from indexes.live import SMALL, LiveSegment, first_to_merge, live_segments, merged, moments_of, publish, record, without
-from indexes.manifest import differences, new_folder, open_manifest, read_manifest, seal, verify
+from indexes.live import (
+    SMALL,
+    LiveSegment,
+    first_to_merge,
+    live_segments,
+    merged,
+    moments_without,
+    publish,
+    record,
+    without,
+)
+from indexes.manifest import MANIFEST, differences, new_folder, read_manifest, seal, sole_writer
 from indexes.moments import ScoreMoments
 from indexes.reader import Reader, Stored
 from indexes.segments import Entry, Segment, write_segment
 from indexes.vectors import VectorStore, joined_corpus
 
-_FULL_UP_TO = 8_000_000_000
 _LONG = ("long_documents", "passage_tokens", "overlap")
 
 
@@ -40,6 +51,7 @@ class Index:
     def __init__(self, folder: Path, reader: Reader) -> None:
         self.folder = folder
         self.reader = reader
+        self._showing = threading.Lock()
 
     @classmethod
     def build(
@@ -70,7 +82,10 @@ class Index:
                 of no document, or FAISS refuses the string.
         """
         folder = Path(folder)
-        with new_folder(folder, overwrite=overwrite) as temporary:
+        with contextlib.ExitStack() as stack:
+            if overwrite and (folder / MANIFEST).is_file():
+                stack.enter_context(sole_writer(folder))
+            temporary = stack.enter_context(new_folder(folder, overwrite=overwrite))
             name = file_name("segment", 1)
             (temporary / name).mkdir()
             ScoreMoments.of(vectors.blocks(), vectors.dim).save(temporary / file_name("moments", 1))
@@ -97,6 +112,7 @@ class Index:
                 "moments": file_name("moments", 1),
                 "deleted": None,
                 "generation": 1,
+                "build": uuid.uuid4().hex,
             }
             del segment  # nothing of the folder is mapped when it is renamed
             seal(temporary, KIND, content)
@@ -116,14 +132,21 @@ class Index:
             InputError: There is none, a file is missing or damaged, or its parts do not agree.
         """
         folder = Path(folder)
-        return cls(folder, _read(folder, check))
+        return cls(folder, opened(folder, lambda manifest: Reader(folder, manifest), check))
 
     def refresh(self) -> bool:
         """Show the folder's present generation, if another process or object changed it; say whether one did."""
-        if read_manifest(self.folder, KIND) == self.reader.manifest:
-            return False
-        self.reader = _read(self.folder, "size")
-        return True
+        with self._showing:
+            before = self.reader
+            if read_manifest(self.folder, KIND) == before.manifest:
+                return False
+            self.reader = opened(
+                self.folder,
+                lambda manifest: Reader(self.folder, manifest, before),
+                "size",
+                before.manifest["files"] if before.manifest["build"] == _build_of(self.folder) else None,
+            )
+            return True
 
     def __len__(self) -> int:
         """How many documents there are."""
@@ -170,7 +193,7 @@ class Index:
         Raises:
             InputError: A file is damaged; the message names it.
         """
-        opened(self.folder, lambda: verify(self.folder, read_manifest(self.folder, KIND)))
+        opened(self.folder, lambda _: None, "full")
 
     def add(
         self,
@@ -217,15 +240,21 @@ class Index:
         """
         if isinstance(ids, str):
             raise InputError(f"found one id, {ids!r}; expected a list of ids")
+        ids, shown = list(ids), self.reader.manifest
         with self._changing() as (change, reader):
+            if isinstance(filter, np.ndarray) and reader.manifest != shown:
+                raise InputError(f"{self.folder} has changed since the filter was made; refresh, and make it again")
             rows = reader.rows_of(ids)
             if not missing_ok and rows.min(initial=0) < 0:
                 missing = [id_ for id_, row in zip(ids, rows.tolist(), strict=True) if row < 0]
-                raise InputError(f"{self.folder} has no {len(missing)} of these documents, such as {missing[0]!r}")
+                raise InputError(
+                    f"{len(missing)} of these documents are not in {self.folder}, such as {missing[0]!r}; "
+                    "leave them out or pass over what is missing (missing_ok, --missing-ok)"
+                )
             doomed = np.zeros(reader.rows, bool) if filter is None else np.array(reader.matching(filter))
             doomed[rows[rows >= 0]] = True
             if doomed.any():
-                publish(change, reader, without(reader, doomed), reader.moments - moments_of(reader, doomed))
+                self._show(publish(change, reader, without(reader, doomed), moments_without(reader, doomed)))
         return int(np.count_nonzero(doomed))
 
     def compact(self) -> None:
@@ -239,10 +268,10 @@ class Index:
         """
         with self._changing() as (change, reader):
             held = live_segments(reader)
-            if len(held) > 1 or any(one.live is not None for one in held):
+            if len(held) > 1 or any(one.live is not None or one.record["factory"] != reader.factory for one in held):
                 whole = merged(change, held, reader.factory)
-                rows = whole.segment.dense.targets
-                publish(change, reader, [whole], ScoreMoments.of(rows.blocks(), reader.dim))
+                moments = ScoreMoments.of(whole.segment.dense.targets.blocks(), reader.dim)
+                self._show(publish(change, reader, [whole], moments))
 
     def _add(
         self,
@@ -263,46 +292,50 @@ class Index:
                     f"{np.count_nonzero(doomed)} of the documents are in {self.folder} already, such as {first!r}; "
                     "upsert replaces them"
                 )
+            held = without(reader, doomed)
+            begin = first_to_merge(held, vectors.documents)
             path = change.path("segment")
+            path = path.with_name(f"{path.name}.new") if begin < len(held) else path
             path.mkdir()
             factory = "Flat" if len(vectors) < SMALL else reader.factory
-            write_segment(path, vectors, factory, entries, attributes, known=reader.attributes)
+            factory = write_segment(path, vectors, factory, entries, attributes, known=reader.attributes, lenient=True)
             segment = Segment(path)
-            held = [*without(reader, doomed), LiveSegment(record(path.name, segment, factory), segment, None)]
-            moments = reader.moments + ScoreMoments.of(vectors.blocks(), reader.dim)
-            if doomed.any():
-                moments -= moments_of(reader, doomed)
+            held.append(LiveSegment(record(path.name, segment, factory), segment, None))
+            if begin < len(held) - 1:  # what is added little by little is merged now and then
+                count = sum(one.documents for one in held[begin:])
+                held[begin:] = [merged(change, held[begin:], "Flat" if count < SMALL else reader.factory)]
+            moments = moments_without(reader, doomed) if doomed.any() else reader.moments
+            moments += ScoreMoments.of(vectors.blocks(), reader.dim)
             gone = bool(doomed.any()) or len(reader) < reader.rows
             corpus = joined_corpus([(reader.corpus, len(reader)), (vectors.corpus, vectors.documents)], known=not gone)
-            publish(change, reader, held, moments, corpus)
-        with self._changing() as (change, reader):  # what is added by little and little is merged now and then
-            held = live_segments(reader)
-            begin = first_to_merge(held)
-            if begin < len(held) - 1:
-                count = sum(one.documents for one in held[begin:])
-                one = merged(change, held[begin:], "Flat" if count < SMALL else reader.factory)
-                publish(change, reader, [*held[:begin], one], reader.moments)
+            self._show(publish(change, reader, held, moments, corpus))
         return int(np.count_nonzero(doomed))
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[tuple[Change, Reader]]:
-        """Hold the folder for a change of its present generation, and show what it is afterwards."""
+        """Hold the folder for a change of its present generation."""
         with changing(self.folder) as change:
-            self.refresh()
-            yield change, self.reader
-        self.refresh()
+            reader = self.reader
+            if reader.manifest != change.manifest:
+                reader = Reader(self.folder, change.manifest, reader)
+            yield change, reader
+
+    def _show(self, reader: Reader) -> None:
+        """Show a generation that was just published, while the folder is held."""
+        with self._showing:
+            self.reader = reader
 
 
-def _read(folder: Path, check: str | None) -> Reader:
-    return opened(
-        folder, lambda: Reader(folder, open_manifest(folder, KIND, check, full_up_to=_FULL_UP_TO, beyond="sample"))
-    )
+def _build_of(folder: Path) -> Any:
+    return read_manifest(folder, KIND)["build"]
 
 
 def _refuse_misfit(reader: Reader, vectors: VectorStore, entries: bool) -> None:
     """Refuse vectors that mean something else than those of the index, or come with more or less than it keeps."""
     reader.check_encoder(vectors.made_by, str(vectors.folder))
-    ours, theirs = ({name: one.encoding.get(name) for name in _LONG} for one in (reader, vectors))
+    if vectors.dim != reader.dim:
+        raise InputError(f"{vectors.folder} has {vectors.dim} dimensions; {reader.folder} has {reader.dim}")
+    ours, theirs = ({"long_documents": "truncate", **_some(one.encoding, _LONG)} for one in (reader, vectors))
     if ours != theirs or any((one.passages is not None) != vectors.has_passages for one in reader.segments):
         raise InputError(
             f"{reader.folder} and {vectors.folder} treat long documents otherwise ({differences(ours, theirs)}); "
@@ -311,3 +344,7 @@ def _refuse_misfit(reader: Reader, vectors: VectorStore, entries: bool) -> None:
     if entries != (reader.lexical is not None):
         has, pass_ = ("has BM25 and texts", "pass entries") if reader.lexical else ("has no BM25", "pass no entries")
         raise InputError(f"{reader.folder} {has}: {pass_} with the vectors")
+
+
+def _some(record: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: record[name] for name in names if record.get(name) is not None}

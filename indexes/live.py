@@ -1,13 +1,11 @@
 """What a generation of an index consists of: segments, and which of their documents live."""
 
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from indexes.errors import InputError
 from indexes.generations import Change
 from indexes.moments import ScoreMoments
 from indexes.reader import Reader
@@ -17,8 +15,10 @@ from indexes.vectors import joined_corpus
 SMALL = 20_000
 """Documents: fewer are searched exactly about as fast as with FAISS' help."""
 _LIKE = 2
-_KEPT = ("made_by", "encoding", "metric", "factory", "analyzer", "bm25", "dim")
+_KEPT = ("build", "made_by", "encoding", "metric", "factory", "analyzer", "bm25", "dim")
 _BLOCK = 65_536
+_CANCELS = 1e3
+"""Where what is taken away is so many times what is left, the difference of the sums has lost too many digits."""
 
 
 class LiveSegment(NamedTuple):
@@ -59,7 +59,16 @@ def without(reader: Reader, doomed: NDArray[np.bool_]) -> list[LiveSegment]:
     return [one for one in live_segments(reader, live) if one.documents]
 
 
-def moments_of(reader: Reader, chosen: NDArray[np.bool_]) -> ScoreMoments:
+def moments_without(reader: Reader, doomed: NDArray[np.bool_]) -> ScoreMoments:
+    """Those of the vectors of all live documents but some (n,)."""
+    gone = _moments_of(reader, doomed)
+    left = reader.moments - gone
+    if np.trace(gone.sums[1:, 1:]) < _CANCELS * np.trace(left.sums[1:, 1:]):
+        return left
+    return _moments_of(reader, ~doomed if reader.live is None else reader.live & ~doomed)
+
+
+def _moments_of(reader: Reader, chosen: NDArray[np.bool_]) -> ScoreMoments:
     """Those of the vectors of some documents (n,)."""
 
     def blocks() -> Iterator[tuple[int, NDArray[np.float32]]]:
@@ -72,14 +81,13 @@ def moments_of(reader: Reader, chosen: NDArray[np.bool_]) -> ScoreMoments:
     return ScoreMoments.of(blocks(), reader.dim)
 
 
-def first_to_merge(held: Sequence[LiveSegment]) -> int:
-    """From which segment on to merge, so that adding little by little leaves few segments; the last: none.
+def first_to_merge(held: Sequence[LiveSegment], new: int) -> int:
+    """From which segment on to merge with so many new documents, so that adding little by little leaves few segments.
 
-    A segment is merged with those after it if it is small, searched exactly, and not much larger than they are
+    A segment is merged with what comes after it if it is small, searched exactly, and not much larger than that is
     together: so each document is written again only as often as its segment doubles.
     """
-    first = len(held) - 1
-    total = held[first].documents if held else 0
+    first, total = len(held), new
     while first > 0:
         before = held[first - 1]
         if before.record["factory"] != "Flat" or before.documents >= SMALL or before.documents > _LIKE * total:
@@ -95,17 +103,10 @@ def merged(change: Change, held: Sequence[LiveSegment], factory: str) -> LiveSeg
     Its factory is `Flat` if FAISS cannot build the one that was asked for over so few documents.
     """
     path = change.path("segment")
-    segments, masks = [one.segment for one in held], [one.live for one in held]
     path.mkdir()
-    try:
-        merge_segments(path, segments, masks, factory)
-    except InputError:
-        if factory == "Flat":
-            raise
-        shutil.rmtree(path)
-        return merged(change, held, "Flat")
+    used = merge_segments(path, [one.segment for one in held], [one.live for one in held], factory)
     segment = Segment(path)
-    return LiveSegment(record(path.name, segment, factory), segment, None)
+    return LiveSegment(record(path.name, segment, used), segment, None)
 
 
 def publish(
@@ -114,8 +115,8 @@ def publish(
     held: Sequence[LiveSegment],
     moments: ScoreMoments,
     corpus: Mapping[str, Any] | None = None,
-) -> None:
-    """Publish segments as the next generation of an index.
+) -> Reader:
+    """Publish segments as the next generation of an index, once it has been opened, and give it.
 
     Args:
         change: The generation in the making.
@@ -134,8 +135,8 @@ def publish(
         np.save(deleted, np.packbits(~np.concatenate(live)), allow_pickle=False)
     types = reader.manifest["attributes"]
     if any(one.segment.attributes is not None for one in held):
-        types = joined_attributes([one.segment for one in held]).types
-    change.publish(
+        types = joined_attributes([one.segment for one in held], types).types
+    manifest = change.describe(
         {
             **{name: reader.manifest[name] for name in _KEPT},
             "corpus": corpus or (reader.corpus if known else joined_corpus([], known=False)),
@@ -147,3 +148,6 @@ def publish(
             "deleted": None if deleted is None else deleted.name,
         }
     )
+    opened = Reader(reader.folder, manifest, reader)  # what cannot be opened is not published
+    change.commit(manifest)
+    return opened

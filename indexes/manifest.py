@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -193,13 +193,17 @@ def sole_writer(folder: Path) -> Iterator[None]:
     """Hold a working folder against other processes of this machine; a killed holder lets go of it.
 
     Raises:
-        InputError: Another process is writing there.
+        InputError: Another process is writing there, or nobody may.
     """
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(held(folder / LOCK))
         except Busy:
-            raise InputError(f"another process is writing {folder}; wait for it or choose another --output") from None
+            raise InputError(f"another process is writing {folder}; wait for it or choose another folder") from None
+        except PermissionError as error:
+            raise InputError(
+                f"{folder} cannot be written ({error.strerror}); change its permissions or copy it"
+            ) from None
         yield
 
 
@@ -231,8 +235,17 @@ def seal(
     if files is None:
         paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in (MANIFEST, LOCK))
         files = {path.relative_to(folder).as_posix(): describe(path) for path in paths}
+    write_manifest(folder, whole_manifest(kind, content, files))
+
+
+def whole_manifest(kind: str, content: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """A manifest as `read_manifest` will give it."""
     manifest = {"kind": kind, "format": FORMAT, **content, "files": dict(sorted(files.items()))}
-    manifest = json.loads(json.dumps(manifest, ensure_ascii=False))  # as it will be read
+    return dict(json.loads(json.dumps(manifest, ensure_ascii=False)))
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write what `whole_manifest` gave, with its checksum, in one step."""
     write_json(folder / MANIFEST, {**manifest, _CHECKSUM: fingerprint(manifest)})
 
 
@@ -258,18 +271,48 @@ def open_manifest(
     Raises:
         InputError: No such folder, no manifest, another kind or format, or a missing, truncated or damaged file.
     """
+    manifest = read_manifest(folder, kind)
+    check_files(folder, manifest, check, full_up_to=full_up_to, beyond=beyond)
+    return manifest
+
+
+def check_files(
+    folder: Path,
+    manifest: Mapping[str, Any],
+    check: str | None,
+    *,
+    full_up_to: int | None = None,
+    beyond: str = "size",
+    known: dict[str, Any] | None = None,
+) -> None:
+    """Check that a folder's files are what its manifest says.
+
+    Args:
+        folder: The folder.
+        manifest: Its manifest.
+        check: As for `open_manifest`.
+        full_up_to: As for `open_manifest`.
+        beyond: As for `open_manifest`.
+        known: Files that were checked before, as a manifest lists them: left out; those found sound are added.
+
+    Raises:
+        InputError: A file is missing, truncated or damaged.
+    """
     if check not in (None, *CHECKS):
         raise InputError(f"check is {check!r}; expected one of {', '.join(CHECKS)}")
-    manifest = read_manifest(folder, kind)
-    for name, entry in manifest["files"].items():
+    known = {} if known is None else known
+    size_of_all = sum(entry["bytes"] for entry in manifest["files"].values())
+    check = check or ("full" if size_of_all <= (full_up_to or _ALWAYS_VERIFIED) else beyond)
+    files = {name: entry for name, entry in manifest["files"].items() if known.get(name) != entry}
+    for name, entry in files.items():
         path = folder / name
         size = path.stat().st_size if path.is_file() else None
         if size != entry["bytes"]:
             state = "is missing" if size is None else f"has {size:,} bytes"
             raise InputError(f"{path} {state}; the manifest says {entry['bytes']:,} bytes: make the folder again")
-    few = sum(entry["bytes"] for entry in manifest["files"].values()) <= (full_up_to or _ALWAYS_VERIFIED)
-    verify(folder, manifest, check or ("full" if few else beyond))
-    return manifest
+    damaged = damaged_files(folder, files, check)
+    known.update({name: entry for name, entry in files.items() if name not in damaged})
+    _refuse_damaged(folder, damaged)
 
 
 def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
@@ -296,13 +339,16 @@ def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
     return manifest
 
 
-def verify(folder: Path, manifest: Mapping[str, Any], check: str = "full") -> None:
-    """Compare every file of a folder with what its manifest says, in one of the ways of `CHECKS`.
+def verify(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Compare every file of a folder with the checksum in its manifest.
 
     Raises:
         InputError: Files are missing, cut short or different; the message names the first ones.
     """
-    damaged = damaged_files(folder, manifest["files"], check)
+    _refuse_damaged(folder, damaged_files(folder, manifest["files"]))
+
+
+def _refuse_damaged(folder: Path, damaged: Sequence[str]) -> None:
     if damaged:
         more = f" and {len(damaged) - 3} more" if len(damaged) > 3 else ""
         raise InputError(

@@ -37,10 +37,9 @@ class Names(Sequence[str]):
         hashes: NDArray[np.uint64],
         numbers: NDArray[np.int64],
     ) -> None:
-        self._texts = texts
-        self._ends = ends
-        self._hashes = hashes
-        self._numbers = numbers
+        # Plain views: slices of memory maps take several times as long.
+        self._texts, self._ends = np.asarray(texts), np.asarray(ends)
+        self._hashes, self._numbers = np.asarray(hashes), np.asarray(numbers)
 
     @classmethod
     def of(cls, texts: Iterable[str]) -> "Names":

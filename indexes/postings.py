@@ -4,7 +4,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,7 +78,13 @@ class Postings(NamedTuple):
         """Write a folder of arrays."""
         folder.mkdir()
         self.vocabulary.save(folder, _VOCABULARY)
-        for name, column in zip((_STARTS, _ROWS, _COUNTS, _LENGTHS), self[1:], strict=True):
+        columns: dict[str, NDArray[Any]] = {
+            _STARTS: self.starts,
+            _ROWS: self.rows,
+            _COUNTS: self.counts,
+            _LENGTHS: self.lengths,
+        }
+        for name, column in columns.items():
             np.save(folder / name, column, allow_pickle=False)
 
     @classmethod

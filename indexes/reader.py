@@ -57,7 +57,14 @@ class Reader:
         dim: d.
     """
 
-    def __init__(self, folder: Path, manifest: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, manifest: Mapping[str, Any], before: "Reader | None" = None) -> None:
+        """Open a generation.
+
+        Args:
+            folder: The index folder.
+            manifest: What `read_manifest` gave.
+            before: Another generation, whose segments are taken over where they are the same.
+        """
         self.folder = folder
         self.manifest = manifest
         self.generation: int = manifest["generation"]
@@ -68,7 +75,10 @@ class Reader:
         self.analyzer: str | None = manifest["analyzer"]
         self.corpus: dict[str, Any] = manifest["corpus"]
         self.dim: int = manifest["dim"]
-        self.segments = [Segment(folder / one["name"]) for one in manifest["segments"]]
+        self.segments = [
+            _same_segment(before, one["name"], manifest) or Segment(folder / one["name"])
+            for one in manifest["segments"]
+        ]
         self.starts: list[int] = np.cumsum([0, *map(len, self.segments)]).tolist()
         self.ids = _Ids(self)
         self.live = self._read_live(manifest["deleted"])
@@ -79,7 +89,7 @@ class Reader:
             self.lexical = Lexical([(one, some) for one, some in parts if one is not None], **manifest["bm25"])
         self.attributes: Attributes | None = None
         if manifest["attributes"] is not None:
-            self.attributes = joined_attributes(self.segments)
+            self.attributes = joined_attributes(self.segments, manifest["attributes"])
         self._check()
 
     def _read_live(self, name: str | None) -> NDArray[np.bool_] | None:
@@ -88,7 +98,9 @@ class Reader:
         packed = read_array(self.folder / name)
         if packed.dtype != np.uint8 or len(packed) != -(-self.rows // 8):
             raise InputError(f"{self.folder / name} is not of {self.rows} rows; make the index again")
-        return np.unpackbits(packed, count=self.rows) == 0
+        live = np.unpackbits(packed, count=self.rows) == 0
+        live.setflags(write=False)  # `matching` hands it out
+        return live
 
     def _check(self) -> None:
         dims = {one.dense.dim for one in self.segments} | {len(self.moments.sums) - 1}
@@ -128,6 +140,8 @@ class Reader:
             if self.attributes is None:
                 raise InputError(f"{self.folder} has no attributes to filter by; build it with them (--attributes)")
             found = self.attributes.matching(condition)
+        elif not isinstance(condition, np.ndarray):
+            raise InputError(f"a filter is {condition!r}; expected a text, or an array of bool")
         elif condition.dtype != bool or condition.shape != (self.rows,):
             raise InputError(
                 f"a filter is {condition.dtype} of shape {condition.shape}; expected a text, or bool of ({self.rows},)"
@@ -158,8 +172,8 @@ class Reader:
         Raises:
             InputError: k < 1, another dimension, NaN, vectors that are not unit length under cosine, or no such filter.
         """
-        if k < 1:
-            raise InputError(f"k is {k}; expected at least 1")
+        if not isinstance(k, int | np.integer) or k < 1:
+            raise InputError(f"k is {k}; expected a whole number, at least 1")
         effort.check()
         queries = self._checked(queries)
         keep = self.matching(filter)
@@ -183,7 +197,7 @@ class Reader:
         Raises:
             InputError: `least` is not finite, and what `search` refuses.
         """
-        if not np.isfinite(least):
+        if not isinstance(least, float | int | np.number) or not np.isfinite(least):
             raise InputError(f"the least score is {least}; expected a number")
         queries = self._checked(queries)
         parts = zip(self.starts, self.segments, self.of_segments(self.matching(filter)), strict=False)
@@ -203,6 +217,8 @@ class Reader:
 
     def rows_of(self, ids: Sequence[str]) -> NDArray[np.int64]:
         """The row of each document (m,) that is not deleted; -1 where there is none."""
+        if strange := [id_ for id_ in ids if not isinstance(id_, str)]:
+            raise InputError(f"an id is {strange[0]!r}; expected a text")
         out = np.full(len(ids), -1, np.int64)
         for first, segment in zip(self.starts, self.segments, strict=False):
             numbers = segment.ids.numbers(ids)
@@ -292,6 +308,17 @@ class Reader:
                 far = f"{lengths[np.abs(lengths - 1).argmax()]:.3f}"
                 raise InputError(f"a query vector has length {far}; {self.folder} compares unit vectors (cosine)")
         return np.ascontiguousarray(queries, dtype=np.float32)
+
+
+def _same_segment(before: Reader | None, name: str, manifest: Mapping[str, Any]) -> Segment | None:
+    """A segment of another generation, if it has the files that the manifest lists under this name."""
+    if before is None:
+        return None
+    ours, theirs = (
+        {file: entry for file, entry in one["files"].items() if file.startswith(f"{name}/")}
+        for one in (manifest, before.manifest)
+    )
+    return next((one for one in before.segments if one.folder.name == name and ours == theirs), None)
 
 
 class _Ids(Sequence[str]):

@@ -103,7 +103,8 @@ def write_segment(
     attributes: Mapping[str, Mapping[str, Any]] | None,
     *,
     known: Attributes | None = None,
-) -> None:
+    lenient: bool = False,
+) -> str:
     """Write a new segment of a vectors folder.
 
     Args:
@@ -113,12 +114,21 @@ def write_segment(
         entries: The documents of the vectors, in their order; None: neither BM25 nor texts.
         attributes: Of documents by id, beside the entries' own; None: no others.
         known: Those of the documents that are there already.
+        lenient: Take `Flat` where FAISS cannot build the factory over so few vectors.
+
+    Returns:
+        The factory that was built.
 
     Raises:
         InputError: The entries are not those of the vectors, an attribute is of another kind or of no document, or
             FAISS refuses the string.
     """
     ids = store.ids
+    if len(set(ids)) < len(ids):
+        twice = next(id_ for number, id_ in enumerate(ids) if ids.index(id_) < number)
+        raise InputError(
+            f"{store.folder} has document {twice!r} twice; make it anew of documents with ids of their own"
+        )
     own: list[Mapping[str, Any] | None] = []
     if entries is not None:
         _write_entries(folder, _same_rows(ids, entries), own).save(folder / _LEXICAL)
@@ -127,30 +137,30 @@ def write_segment(
     passages = store.passages
     if passages is not None:
         check_passages(passages, len(store), len(ids), store.folder)
-    _write_dense(folder, store, ids, passages, factory)
+    return _write_dense(folder, store, ids, passages, factory, lenient=lenient)
 
 
 def merge_segments(
     folder: Path, segments: Sequence[Segment], keep: Sequence[NDArray[np.bool_] | None], factory: str
-) -> None:
+) -> str:
     """Write a new segment of the documents of others, in their order, without those that are not to be kept.
 
     Args:
         folder: An empty folder.
         segments: One or more; either all have inverted lists and texts, or none has.
         keep: Of each segment, which documents to keep (n,); None: all. At least one document is kept.
-        factory: A FAISS factory string.
+        factory: A FAISS factory string; `Flat` takes its place where FAISS cannot build it over so few vectors.
 
-    Raises:
-        InputError: FAISS refuses the string.
+    Returns:
+        The factory that was built.
     """
     kept = [
         np.arange(len(one)) if some is None else np.flatnonzero(some) for one, some in zip(segments, keep, strict=True)
     ]
     both = list(zip(segments, kept, strict=True))
-    ids = [one.ids[row] for one, rows in both for row in rows.tolist()]
+    ids = [names[row] for names, rows in ((list(one.ids), rows) for one, rows in both) for row in rows.tolist()]
     vectors = _JoinedRows([(one.dense.targets, one.vector_rows(rows)) for one, rows in both])
-    _write_dense(folder, vectors, ids, _joined_passages(both), factory)
+    used = _write_dense(folder, vectors, ids, _joined_passages(both), factory, lenient=True)
     postings = [(one.postings, some) for one, some in zip(segments, keep, strict=True) if one.postings is not None]
     if postings:
         Postings.joined(postings).save(folder / _LEXICAL)
@@ -160,14 +170,14 @@ def merge_segments(
                 assert one.texts is not None  # noqa: S101 - all have texts, or none
                 writer.add_all(one.texts, rows.tolist())
     if any(one.attributes is not None for one in segments):
-        joined_attributes(segments).take(np.concatenate([rows + first for first, rows in _counted(both)])).save(
-            folder / _ATTRIBUTES
-        )
+        chosen = np.concatenate([rows + first for first, rows in _counted(both)])
+        joined_attributes(segments).take(chosen).save(folder / _ATTRIBUTES)
+    return used
 
 
-def joined_attributes(segments: Sequence[Segment]) -> Attributes:
-    """The attributes of all segments' documents."""
-    return Attributes.joined([one.attributes or Attributes.none(len(one)) for one in segments])
+def joined_attributes(segments: Sequence[Segment], types: Mapping[str, str] | None = None) -> Attributes:
+    """The attributes of all segments' documents, and those of some types that none of them has."""
+    return Attributes.joined([one.attributes or Attributes.none(len(one)) for one in segments], types)
 
 
 class _JoinedRows(Rows):
@@ -195,13 +205,20 @@ class _JoinedRows(Rows):
 
 
 def _write_dense(
-    folder: Path, vectors: Rows, ids: Sequence[str], passages: NDArray[np.int64] | None, factory: str
-) -> None:
+    folder: Path, vectors: Rows, ids: Sequence[str], passages: NDArray[np.int64] | None, factory: str, *, lenient: bool
+) -> str:
     if passages is not None:
         np.save(folder / _PASSAGES, passages, allow_pickle=False)
     Names.of(ids).save(folder, _IDS)
-    build_faiss(vectors, factory, folder / _DENSE)
+    try:
+        build_faiss(vectors, factory, folder / _DENSE)
+    except InputError:
+        if not lenient or factory == "Flat":
+            raise
+        factory = "Flat"
+        build_faiss(vectors, factory, folder / _DENSE)
     _keep_raw_rows(vectors, folder)
+    return factory
 
 
 def _keep_raw_rows(vectors: Rows, folder: Path) -> None:

@@ -25,7 +25,7 @@ class Texts:
 
     def __init__(self, lines: "mmap.mmap | bytes", offsets: NDArray[np.int64]) -> None:
         self._lines = lines
-        self._offsets = offsets
+        self._offsets = np.asarray(offsets)
 
     @classmethod
     def open(cls, folder: Path) -> "Texts | None":
@@ -73,7 +73,10 @@ class TextsWriter:
 
     def add(self, id_: str, text: str) -> None:
         """Write a document's text."""
-        self.add_line(json.dumps({"id": id_, "text": text}, ensure_ascii=False).encode() + b"\n")
+        try:
+            self.add_line(json.dumps({"id": id_, "text": text}, ensure_ascii=False).encode() + b"\n")
+        except UnicodeEncodeError:
+            raise InputError(f"the text of document {id_!r} holds half a character; leave it out") from None
 
     def add_line(self, line: bytes) -> None:
         """Write what `Texts.line` gave."""

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from indexes.errors import InputError
-from indexes.manifest import MANIFEST, fingerprint, read_json, write_json
-from retrieval.commands import CORPUS, Json, encode_to
+from indexes.manifest import fingerprint, write_json
+from retrieval.commands import CORPUS, Json, encode_to, is_kind
 from retrieval.console import note, out
 
 if TYPE_CHECKING:
@@ -38,10 +38,9 @@ def add(
     from retrieval.retriever import add_to_index
 
     opened = Index.open(index)
-    folder, made_here = Path(source), False
-    if not ((folder / MANIFEST).is_file() and read_json(folder / MANIFEST).get("kind") == KIND):
-        made_here = True
-        folder = index.with_name(f"{index.name}.{fingerprint(source)[:8]}.vectors")
+    folder, made_here = Path(source), not is_kind(Path(source), KIND)
+    if made_here:
+        folder = _place_for(index, source)
         _encode_for(opened, source, folder, encoder)
     vectors = VectorStore.open(folder)
     sources = [corpus] if corpus else [part["source"] for part in vectors.corpus.get("parts") or [vectors.corpus]]
@@ -53,9 +52,11 @@ def add(
     alone = {one.id: one.attributes or {} for one in texts} if wanted and not lexical else None
     replaced = add_to_index(opened, vectors, documents=texts if lexical else None, attributes=alone, replace=replace)
     if made_here:
-        shutil.rmtree(folder)
+        for old in folder.parent.glob(f"{folder.name.rpartition('-')[0]}-*"):  # and those of sources that changed since
+            shutil.rmtree(old)
     added = vectors.documents
-    _say(opened, json, {"added": added, "replaced": replaced}, f"{added:,} documents added, {replaced:,} of them anew")
+    said = f"{added:,} documents added, {replaced:,} of them in place of older ones"
+    _say(opened, json, {"added": added, "replaced": replaced}, said)
 
 
 def delete(
@@ -100,6 +101,15 @@ def compact(index: Folder, *, json: Json = None) -> None:
         f"{len(before['segments'])} segments to {len(after['segments'])}, {before['deleted']:,} deleted documents gone"
     )
     _say(opened, json, {"bytes before": before["bytes"]}, said)
+
+
+def _place_for(index: Path, source: str) -> Path:
+    """Where a source is encoded to: the same place only as long as the source is the same."""
+    path = Path(source).resolve()
+    files = sorted(one for one in (path, *path.rglob("*")) if one.is_file()) if path.exists() else []
+    state = [(str(one), one.stat().st_size, one.stat().st_mtime_ns) for one in files]
+    index = index.resolve()
+    return index.with_name(f"{index.name}.adding-{fingerprint([source if not files else state])[:12]}")
 
 
 def _encode_for(opened: "Index", source: str, folder: Path, name: str | None) -> None:

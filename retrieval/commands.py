@@ -131,7 +131,7 @@ def index(
 
     refuse_existing(output, overwrite=overwrite, inputs=[source, *([corpus] if corpus else [])])
     folder = Path(source)
-    if not _is_kind(folder, KIND) and not partial_folder(folder).is_dir():
+    if not is_kind(folder, KIND) and not partial_folder(folder).is_dir():
         folder = output.with_name(f"{output.name}.vectors")
         model = Encoder.load(encoder)
         empty_index(factory, model.dim)  # a wrong factory or language is refused before hours of encoding
@@ -283,9 +283,11 @@ def _describe(path: Path, name: str, *, check: bool) -> dict[str, Any]:
     return {"kind": "model", **model.made_by, **({"run card": read_json(card)} if card.is_file() else {}), **verified}
 
 
-def _is_kind(folder: Path, kind: str) -> bool:
+def is_kind(folder: Path, kind: str) -> bool:
+    """Whether there is a finished folder of a kind."""
     path = folder / MANIFEST
-    return path.is_file() and read_json(path).get("kind") == kind
+    found = read_json(path) if path.is_file() else None
+    return isinstance(found, dict) and found.get("kind") == kind
 
 
 def _source(corpus: str) -> str:

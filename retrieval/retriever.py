@@ -174,7 +174,8 @@ class Retriever:
         self.encoder = encoder
         self.fusion = fusion
         self.weight = weight if weight is not None else (WEIGHT if fusion == "zscore" else 1.0)
-        self._analyzer = Analyzer(index.reader.analyzer) if index.reader.analyzer else None
+        self._checked = index.reader
+        self._analyzer = _analyzer_of(index.reader)
 
     @classmethod
     def open(
@@ -241,7 +242,7 @@ class Retriever:
         """Find the k best documents for one query, best first, with all that is kept of them; see `search_many`."""
         if not text.strip():
             raise InputError("the query is empty; expected words")
-        reader = self.index.reader
+        reader = self._reader()
         hits, vectors = self._search(reader, [text], k, mode, filter)
         return [
             hit._replace(
@@ -274,7 +275,16 @@ class Retriever:
         Raises:
             InputError: k < 1, a mode this index does not have, or a filter that is none for its attributes.
         """
-        return self._search(self.index.reader, texts, k, mode, filter)[0]
+        return self._search(self._reader(), texts, k, mode, filter)[0]
+
+    def _reader(self) -> Reader:
+        """What the index shows; if that is new, once it is certain that the encoder is still the right one."""
+        reader = self.index.reader
+        if reader is not self._checked:
+            reader.check_encoder(self.encoder.made_by, self.encoder.name)
+            self._analyzer = _analyzer_of(reader)
+            self._checked = reader
+        return reader
 
     def _search(
         self,
@@ -320,6 +330,10 @@ class Retriever:
             return reader.lexical.search(terms, k, keep)
         fuse = search_z_scores if self.fusion == "zscore" else search_reciprocal_ranks
         return fuse(reader, vectors, terms, k, self.weight, keep)
+
+
+def _analyzer_of(reader: Reader) -> Analyzer | None:
+    return Analyzer(reader.analyzer) if reader.analyzer else None
 
 
 def _named(reader: Reader, rows: list[int], scores: list[float]) -> list[Hit]:

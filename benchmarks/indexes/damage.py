@@ -1,16 +1,19 @@
 """Damaged index folders of every type: each must be refused with a clear line, or answer as the whole one did.
 
 A damage is some flipped bits, a truncation, zeros or noise over a block, a longer file, a missing file or another
-file's content, in any file of the folder, the manifest included. Each is opened and searched in a process of its own,
+file's content, in any file of the folder, the manifest included. Each is opened and searched in another process,
 which must not crash or hang. python -m benchmarks.indexes.damage --damages 5000
 """
 
 import argparse
 import collections
-import os
+import hashlib
 import random
+import select
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -26,7 +29,6 @@ FACTORIES = (
     "IVF16,PQ8x4fsr", "LSQ4x4",
 )  # fmt: skip
 DIM, ROWS = 32, 600
-OUTCOMES = {0: "refused", 1: "identical", 2: "silent wrong answer", 3: "another error"}
 LOCK = ".lock"
 
 
@@ -89,28 +91,50 @@ def damage(folder: Path, rng: random.Random) -> str:
     return f"{kind}, {path.relative_to(folder)}"
 
 
-def outcome(folder: Path, right: tuple[bytes, ...]) -> str:
-    """What a child process meets."""
-    child = os.fork()
-    if child == 0:
-        signal.alarm(20)
+def serve() -> None:
+    """Answer for one folder after the other, named on lines of the standard input."""
+    for line in sys.stdin:
         try:
-            status = 1 if answers(folder) == right else 2
+            said = hashlib.sha256(repr(answers(Path(line.rstrip("\n")))).encode()).hexdigest()
         except InputError:
-            status = 0
-        except BaseException:
-            status = 3
-        os._exit(status)
-    _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status):
-        return f"killed by {signal.Signals(os.WTERMSIG(status)).name}"
-    return OUTCOMES[os.WEXITSTATUS(status)]
+            said = "refused"
+        except BaseException as error:
+            said = f"another error: {type(error).__name__}"
+        print(said, flush=True)
+
+
+class Child:
+    """A process that answers, made anew when it crashed or hung."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[str] | None = None
+
+    def ask(self, folder: Path) -> str:
+        """A digest of the answers of an index, or what became of the question."""
+        if self.process is None:
+            command = [sys.executable, "-m", "benchmarks.indexes.damage", "--serve"]
+            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(f"{folder}\n")
+        self.process.stdin.flush()
+        ready, _, _ = select.select([self.process.stdout], [], [], 60)
+        said = self.process.stdout.readline().strip() if ready else "hung"
+        if said in ("", "hung"):
+            self.process.kill()
+            status = self.process.wait()
+            self.process = None
+            return said or f"crashed: {signal.Signals(-status).name if status < 0 else status}"
+        return said
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--damages", type=int, default=5000)
+    parser.add_argument("--serve", action="store_true")
     options = parser.parse_args()
+    if options.serve:
+        return serve()
     rng = random.Random(0)
     outcomes: dict[str, int] = collections.Counter()
     bad: list[str] = []
@@ -118,14 +142,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         folders = {factory: build(root, factory) for factory in FACTORIES}
-        right = {factory: answers(folder) for factory, folder in folders.items()}
+        child = Child()
+        right = {factory: child.ask(folder) for factory, folder in folders.items()}
         for number in range(options.damages):
             factory = FACTORIES[number % len(FACTORIES)]
             copy = root / "copy"
             shutil.rmtree(copy, ignore_errors=True)
             shutil.copytree(folders[factory], copy)
             what = damage(copy, rng)
-            met = outcome(copy, right[factory])
+            said = child.ask(copy)
+            met = "identical" if said == right[factory] else said if len(said) != 64 else "silent wrong answer"
             outcomes[met] += 1
             if met not in ("refused", "identical"):
                 bad.append(f"{factory}: {what}: {met}")
@@ -139,6 +165,7 @@ def main() -> None:
             "seconds": round(time.time() - started),
         },
     )
+    return None
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Indexes that change: every state against brute force over a list of documents, crashes, other readers."""
 
 import itertools
+import json
 import os
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from indexes.exact import search_exact
 from indexes.index import Index
 from indexes.lexical import Lexical
 from indexes.live import SMALL, first_to_merge
-from indexes.manifest import LOCK, MANIFEST, sole_writer
+from indexes.manifest import LOCK, MANIFEST, fingerprint, sole_writer
 from indexes.postings import Postings
 from indexes.segments import Entry
 from indexes.transfer import save_vectors
@@ -215,7 +216,7 @@ def test_changes_that_would_do_harm_are_refused_and_leave_the_index_as_it_was(tm
         "1 of the documents are in .* already, such as 'd3'": lambda: index.add(
             folder_of(model.some(["x", "d3"]), tmp_path / "w"), entries=entries_of(model.some(["x", "d3"]))
         ),
-        "has no 2 of these documents, such as 'p'": lambda: index.delete(["d1", "p", "q"]),
+        "2 of these documents are not in .*, such as 'p'": lambda: index.delete(["d1", "p", "q"]),
         "found one id, 'd1'": lambda: index.delete("d1"),
         "has BM25 and texts: pass entries": lambda: index.add(store),
         "document 1 of the corpus is 'y'; the vectors have 'x'": lambda: index.add(
@@ -341,11 +342,13 @@ def test_what_is_added_little_by_little_is_merged(tmp_path):
         def __init__(self, documents, factory="Flat"):
             self.documents, self.record = documents, {"factory": factory}
 
-    assert first_to_merge([]) == -1
-    assert first_to_merge([Held(100), Held(1)]) == 1
-    assert first_to_merge([Held(5), Held(3), Held(2)]) == 0
-    assert first_to_merge([Held(3, "HNSW32"), Held(3)]) == 1
-    assert first_to_merge([Held(SMALL), Held(SMALL)]) == 1
+    assert first_to_merge([], 5) == 0
+    assert first_to_merge([Held(100)], 1) == 1
+    assert first_to_merge([Held(5), Held(3)], 2) == 0
+    assert first_to_merge([Held(9), Held(3)], 2) == 0
+    assert first_to_merge([Held(11), Held(3)], 2) == 1
+    assert first_to_merge([Held(3, "HNSW32")], 3) == 1
+    assert first_to_merge([Held(SMALL)], SMALL) == 1
 
 
 _ENDLESSLY = """
@@ -437,18 +440,18 @@ def test_a_full_disk_leaves_the_index_as_it_was(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    for name in ("indexes.postings.Postings.save", "indexes.manifest.os.replace", "indexes.generations.seal"):
+    places = ("postings.Postings.save", "live.merge_segments", "generations.describe", "generations.write_manifest")
+    index.delete(["d0"])
+    for place in places:
         with monkeypatch.context() as patch:
-            patch.setattr(name, full, raising=False)
-            if name.endswith("replace"):
-                patch.setattr(Path, "replace", full)
+            patch.setattr(f"indexes.{place}", full)
             with pytest.raises(OSError, match="No space left"):
-                index.add(store, entries=entries_of(some))
+                index.add(store, entries=entries_of(some)) if place != places[1] else index.compact()
         again = Index.open(tmp_path / "i")
-        assert (len(again), again.reader.generation) == (30, 1)
-        assert not list((tmp_path / "i").glob("*-000002*"))
+        assert (len(again), again.reader.generation) == (29, 2)
+        assert not list((tmp_path / "i").glob("*-000003*"))
     index.add(store, entries=entries_of(some))
-    assert len(Index.open(tmp_path / "i")) == 31
+    assert len(Index.open(tmp_path / "i")) == 30
 
 
 def test_a_damaged_file_of_any_generation_is_refused_by_name(tmp_path):
@@ -469,3 +472,193 @@ def test_a_damaged_file_of_any_generation_is_refused_by_name(tmp_path):
             Index.open(tmp_path / "i")
         path.write_bytes(whole)
     assert len(Index.open(tmp_path / "i")) == 29
+
+
+def test_an_index_is_not_replaced_while_it_changes_nor_changed_once_it_was_replaced(tmp_path, monkeypatch):
+    from indexes import index as module
+
+    model = Model(9)
+    index = build(model, "Flat", tmp_path, 20)
+    other = folder_of(model.some(["x"]), tmp_path / "w")
+    publish = module.publish
+
+    def late(*arguments):
+        with pytest.raises(InputError, match="another process is writing"):
+            Index.build(other, "Flat", tmp_path / "i", overwrite=True)
+        return publish(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "publish", late)
+        index.delete(["d1"])
+    assert len(Index.open(tmp_path / "i")) == 19
+
+    def replaced(*arguments):
+        (tmp_path / "i").rename(tmp_path / "old")
+        Index.build(other, "Flat", tmp_path / "i")
+        return publish(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "publish", replaced)
+        with pytest.raises((InputError, OSError)):
+            index.delete(["d2"])
+    assert len(Index.open(tmp_path / "i")) == 1
+
+
+def write_again_and_again(root, name, added, wrong):
+    index, model = Index.open(root / "i"), Model(ord(name))
+    for number in range(15):
+        some = model.some([f"{name}{number}"])
+        store = folder_of(some, root / name)
+        try:
+            index.add(store, entries=entries_of(some))
+            added.update(some)
+        except InputError as error:
+            if "another process is writing" not in str(error):
+                wrong.append(error)
+
+
+def refresh_until(index, writers, wrong):
+    while any(writer.is_alive() for writer in writers):
+        try:
+            index.refresh()
+            reader = index.reader
+            if len(reader) != len(list(reader)):
+                wrong.append(len(reader))
+        except Exception as error:
+            wrong.append(error)
+
+
+def test_two_writers_and_readers_at_once(tmp_path):
+    """Whoever is refused has changed nothing, and nobody's documents are lost."""
+    build(Model(10), "Flat", tmp_path, 20)
+    added, wrong = set(), []
+    shared = Index.open(tmp_path / "i")
+    writers = [threading.Thread(target=write_again_and_again, args=(tmp_path, name, added, wrong)) for name in "ab"]
+    readers = [threading.Thread(target=refresh_until, args=(shared, writers, wrong)) for _ in range(2)]
+    for thread in [*writers, *readers]:
+        thread.start()
+    for thread in [*writers, *readers]:
+        thread.join()
+    assert wrong == []
+    assert {stored.id for stored in Index.open(tmp_path / "i")} == added | {f"d{n}" for n in range(20)}
+
+
+def test_an_index_that_never_rests_is_said_to_change(tmp_path, monkeypatch):
+    index = build(Model(11), "Flat", tmp_path, 5)
+    ids = iter(range(100))
+    read = Path.read_text
+
+    def restless(path, *arguments, **options):
+        found = read(path, *arguments, **options)
+        if path.name == MANIFEST and path.parent.name == "i":
+            (tmp_path / "i" / f"moments-{index.reader.generation:06d}.npy").unlink(missing_ok=True)
+            manifest = json.loads(found)
+            manifest["generation"] = next(ids)
+            manifest.pop("checksum")
+            path.write_text(json.dumps({**manifest, "checksum": fingerprint(manifest)}))
+        return found
+
+    monkeypatch.setattr(Path, "read_text", restless)
+    monkeypatch.setattr("indexes.generations._PATIENCE", 0.0)
+    with pytest.raises(InputError, match="changes faster than it can be opened"):
+        Index.open(tmp_path / "i")
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(30, D)).astype(np.float32)
+    plain = {"encoder": "a", "normalize": False, "fingerprint": "f" * 64}
+    index = Index.build(
+        save_vectors(tmp_path / "v", rows, [f"d{n}" for n in range(30)], made_by=plain), "Flat", tmp_path / "i"
+    )
+    wide = save_vectors(tmp_path / "w", np.ones((2, D + 1), np.float32), ["x", "y"], made_by=plain)
+    with pytest.raises(InputError, match=f"has {D + 1} dimensions; .* has {D}"):
+        index.add(wide)
+    writer = VectorWriter(
+        tmp_path / "twice", made_by={**plain, "dim": D}, encoding={"shard_rows": 2, "storage": "float32"}
+    )
+    for shard in range(2):
+        writer.write(shard, rows[:2], ["x", f"y{shard}"], f"{shard}")
+    twice = writer.finish(2, {"source": None, "fingerprint": None})
+    with pytest.raises(InputError, match="has document 'x' twice"):
+        index.add(twice)
+    mask = np.zeros(30, bool)
+    mask[3] = True
+    other = Index.open(tmp_path / "i")
+    other.delete(["d0"])
+    with pytest.raises(InputError, match="has changed since the filter was made"):
+        index.delete(filter=mask)
+    index.refresh()
+    assert index.delete(filter=mask) == 1
+    assert "d3" not in index
+    for change, message in (
+        (lambda: index.delete([3]), "an id is 3; expected a text"),
+        (lambda: index.get("d1"), "found one id"),
+        (lambda: index.search(rows[:1], 2.5), "k is 2.5"),
+        (lambda: index.search(rows[:1], 2, filter=[True]), "a filter is"),
+        (lambda: index.search_within(rows[:1], None), "least score is None"),
+    ):
+        with pytest.raises(InputError, match=message):
+            change()
+    with pytest.raises(ValueError, match="read-only"):
+        index.reader.matching(None)[0] = True
+    for least in (-1e38, -1e39, -np.finfo(np.float32).max):
+        assert len(index.search_within(rows[:2], float(least)).rows) == 2 * 28
+    assert len(index.search_within(rows[:2], 1e39).rows) == 0
+
+
+def test_a_vector_of_great_length_leaves_no_trace_in_the_moments(tmp_path):
+    rows = np.random.default_rng(0).normal(size=(30, D)).astype(np.float32)
+    rows[4] *= 1e9
+    plain = {"encoder": "a", "normalize": False, "fingerprint": "f" * 64}
+    index = Index.build(
+        save_vectors(tmp_path / "v", rows, [f"d{n}" for n in range(30)], made_by=plain), "Flat", tmp_path / "i"
+    )
+    index.delete(["d4"])
+    _, deviation = index.reader.moments.of_scores(rows[:2])
+    expected = (rows[:2].astype(np.float64) @ np.delete(rows, 4, axis=0).T).std(axis=1)
+    np.testing.assert_allclose(deviation, expected, rtol=1e-9)
+
+
+def test_structures_are_built_where_there_is_enough_to_build_them_of(tmp_path, monkeypatch):
+    model = Model(12)
+    index = build(model, "IVF40,Flat", tmp_path, 100)
+    for room in ("index", "live"):
+        monkeypatch.setattr(f"indexes.{room}.SMALL", 30)
+    for count, prefix in ((35, "a"), (50, "b")):
+        some = model.some([f"{prefix}{n}" for n in range(count)])
+        index.upsert(folder_of(some, tmp_path / "v"), entries=entries_of(some))
+        model.put(some)
+    assert [segment["factory"] for segment in index.stats()["segments"]] == ["IVF40,Flat", "Flat", "IVF40,Flat"]
+    index.delete([f"d{n}" for n in range(100)])
+    index.delete([f"b{n}" for n in range(50)])
+    assert [segment["factory"] for segment in index.stats()["segments"]] == ["Flat"]
+    some = model.some([f"c{n}" for n in range(20)])
+    index.add(folder_of(some, tmp_path / "v"), entries=entries_of(some))
+    index.compact()
+    assert [segment["factory"] for segment in index.stats()["segments"]] == ["IVF40,Flat"]
+
+
+def test_attributes_stay_known_and_keep_their_kind(tmp_path):
+    model = Model(13)
+    index = build(model, "Flat", tmp_path, 20)
+
+    def add(id_, **attributes):
+        some = {id_: (model.some([id_])[id_][0], ["w1"], attributes)}
+        index.add(folder_of(some, tmp_path / "v"), entries=entries_of(some))
+
+    add("red", colour="red", year=2**60 + 1)
+    assert index.search(model.vectors[:1], 5, filter="colour == 'red'").rows.shape == (1, 1)
+    with pytest.raises(InputError, match="year.* cannot be kept as double"):
+        add("half", year=0.5)
+    index.delete(["red"])
+    index.compact()
+    for _ in range(2):
+        assert index.search(model.vectors[:1], 5, filter="colour == 'red'").rows.shape == (1, 0)
+        index.delete(filter="year is null or year is not null")
+    with pytest.raises(InputError, match="attribute 'year' is of type int64 in the index, of string here"):
+        add("late", year="late")
+    with pytest.raises(InputError, match="attribute 'year' is of type"):
+        add("listed", year=[])
+    add("half", year=0.5)
+    assert index.search(model.vectors[:1], 5, filter="year == 0.5").rows.shape == (1, 1)

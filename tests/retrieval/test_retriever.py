@@ -360,3 +360,20 @@ def test_documents_of_a_dense_index_come_with_their_attributes(tmp_path, encoder
     assert retriever.search("a river stone", 1, filter="year == 2024")[0].id == "new"
     (stored,) = index.get(["new"])
     assert (stored.text, stored.attributes) == (None, {"year": 2024})
+
+
+def test_an_index_that_was_replaced_by_one_of_another_encoder_is_refused(tmp_path, encoder, documents, model_folder):
+    retriever = Retriever(build_index(encoder.encode_corpus(documents, tmp_path / "v"), tmp_path / "i"), encoder)
+    shorter = Encoder.load(str(model_folder), max_length=8)
+    build_index(shorter.encode_corpus(documents, tmp_path / "w"), tmp_path / "i", overwrite=True)
+    retriever.index.refresh()
+    with pytest.raises(InputError, match="made by another encoder .*max_length"):
+        retriever.search("river")
+
+
+def test_vectors_that_were_made_elsewhere_are_added_to(tmp_path, encoder, documents):
+    rows = encoder.encode_documents([one.content for one in documents])
+    store = save_vectors(tmp_path / "v", rows, [one.id for one in documents], made_by=encoder.made_by)
+    retriever = Retriever(build_index(store, tmp_path / "i"), encoder)
+    retriever.add([("new", "a river stone")])
+    assert retriever.search("a river stone", 1)[0].id == "new"
