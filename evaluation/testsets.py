@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from evaluation.qrels import Qrels, qrels_file, read_qrels
+from indexes.checksums import fingerprint
 from indexes.errors import InputError
-from indexes.manifest import fingerprint, new_folder, seal
+from indexes.manifest import new_folder, seal
 from retrieval.documents import (
     Document,
     document_bytes,

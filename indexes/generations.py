@@ -13,17 +13,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from indexes.checksums import check_files, describe
 from indexes.errors import InputError
-from indexes.manifest import (
-    MANIFEST,
-    check_files,
-    describe,
-    read_manifest,
-    sole_writer,
-    sync,
-    whole_manifest,
-    write_manifest,
-)
+from indexes.manifest import MANIFEST, read_manifest, sole_writer, sync, whole_manifest, write_manifest
 
 KIND = "index"
 _OURS = re.compile(r"(segment|moments|deleted)-\d{6,}(\.npy|\.new)?|\.manifest\.json\.\d+")

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from indexes.checksums import damaged_files, fingerprint
 from indexes.errors import InputError
 from indexes.interchange import write_arrow, write_npy, write_parquet
-from indexes.manifest import damaged_files, differences, fingerprint, new_folder, refuse_existing, seal
+from indexes.manifest import differences, new_folder, refuse_existing, seal
 from indexes.storage import calibrate
 from indexes.vector_writer import VectorWriter, link_or_copy
 from indexes.vectors import KIND, VectorStore, files_of, joined_corpus, shard_name

@@ -10,20 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from indexes.checksums import damaged_files, describe
 from indexes.errors import InputError
-from indexes.manifest import (
-    LOCK,
-    Busy,
-    damaged_files,
-    describe,
-    held,
-    named,
-    publish,
-    read_json,
-    refuse_existing,
-    seal,
-    write_json,
-)
+from indexes.manifest import LOCK, Busy, held, named, publish, read_json, refuse_existing, seal, write_json
 from indexes.partial import (
     CONTENT,
     PLAN,

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexes.arrays import map_array, read_array
+from indexes.checksums import fingerprint, verify
 from indexes.errors import InputError
-from indexes.manifest import fingerprint, open_manifest, read_json, verify
+from indexes.manifest import open_manifest, read_json
 from indexes.storage import Storage
 
 KIND = "vectors"

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from indexes.checksums import fingerprint, folder_digest
 from indexes.errors import InputError
-from indexes.manifest import fingerprint, folder_digest, read_json, refuse_existing
+from indexes.manifest import read_json, refuse_existing
 from pretraining.samplers import SAMPLERS, sample_pairs
 from pretraining.working import CARD, finished_card, working_folder
 from retrieval.documents import Document, corpus_fingerprint, read_documents

@@ -6,17 +6,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from indexes.checksums import verify
 from indexes.errors import InputError
-from indexes.manifest import (
-    LOCK,
-    differences,
-    open_manifest,
-    read_json,
-    refuse_existing,
-    sole_writer,
-    verify,
-    write_json,
-)
+from indexes.manifest import LOCK, differences, open_manifest, read_json, refuse_existing, sole_writer, write_json
 
 CARD = "retrokit.json"
 """The run card in a finished model folder; its `configuration` is what must be equal for two runs to be the same."""

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from indexes.checksums import fingerprint
 from indexes.errors import InputError
-from indexes.manifest import fingerprint, write_json
+from indexes.manifest import write_json
 from retrieval.commands import CORPUS, Json, encode_to, is_kind
 from retrieval.console import note, out
 

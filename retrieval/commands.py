@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from indexes.checksums import verify
 from indexes.errors import InputError
-from indexes.manifest import MANIFEST, open_manifest, read_json, refuse_existing, verify, write_json
+from indexes.manifest import MANIFEST, open_manifest, read_json, refuse_existing, write_json
 from retrieval.console import note, out, progress, table
 
 if TYPE_CHECKING:

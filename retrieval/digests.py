@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from indexes.manifest import fingerprint
+from indexes.checksums import fingerprint
 
 _ARCHITECTURE = (
     "model_type",

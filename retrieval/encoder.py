@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from indexes.checksums import fingerprint
 from indexes.errors import InputError
-from indexes.manifest import fingerprint
 from retrieval.batches import Backend, ahead, token_batches
 from retrieval.devices import best_device, check_device
 from retrieval.digests import architecture_digest, tokenizer_digest, weights_digest

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from indexes.checksums import damaged_files
 from indexes.errors import InputError
-from indexes.manifest import damaged_files, read_manifest, refuse_existing
+from indexes.manifest import read_manifest, refuse_existing
 from indexes.partial import plan_differences, same_plan
 from indexes.storage import calibrate
 from indexes.vector_writer import VectorWriter, discard_partial

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from indexes.checksums import fingerprint, verify
 from indexes.errors import InputError
-from indexes.manifest import LOCK, fingerprint, held, new_folder, open_manifest, seal, verify
+from indexes.manifest import LOCK, held, new_folder, open_manifest, seal
 from retrieval.batches import Batch, token_batches
 from retrieval.cache import cache_home
 from retrieval.calibration import calibration_texts

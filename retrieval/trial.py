@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+from indexes.checksums import fingerprint
 from indexes.errors import InputError
-from indexes.manifest import fingerprint, read_json, write_json
+from indexes.manifest import read_json, write_json
 from retrieval.cache import cache_home
 from retrieval.calibration import calibration_digest, calibration_texts
 from retrieval.console import note

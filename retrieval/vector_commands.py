@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
+from indexes.checksums import damaged_files
 from indexes.errors import InputError
-from indexes.manifest import MANIFEST, damaged_files, read_manifest, write_json
+from indexes.manifest import MANIFEST, read_manifest, write_json
 from retrieval.commands import Json, Overwrite
 from retrieval.console import note, out, progress, table
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.setting import clustered, save
 from indexes import Index, VectorStore, save_vectors
-from indexes.manifest import CHECKS
+from indexes.checksums import CHECKS
 
 MADE_BY = {"normalize": True, "fingerprint": "0" * 64}
 ROUNDS = 9

@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from indexes.checksums import fingerprint
 from indexes.errors import InputError
 from indexes.exact import search_exact
 from indexes.index import Index
 from indexes.lexical import Lexical
 from indexes.live import SMALL, first_to_merge
-from indexes.manifest import LOCK, MANIFEST, fingerprint, sole_writer
+from indexes.manifest import LOCK, MANIFEST, sole_writer
 from indexes.postings import Postings
 from indexes.segments import Entry
 from indexes.transfer import save_vectors

@@ -260,9 +260,9 @@ def test_bm25_needs_words(store, tmp_path):
 
 
 def test_a_check_of_less_than_every_byte(store, tmp_path, monkeypatch):
-    monkeypatch.setattr("indexes.manifest._SAMPLED", 1000)
-    monkeypatch.setattr("indexes.manifest._SAMPLES", 3)
-    monkeypatch.setattr("indexes.manifest._SAMPLE", 100)
+    monkeypatch.setattr("indexes.checksums._SAMPLED", 1000)
+    monkeypatch.setattr("indexes.checksums._SAMPLES", 3)
+    monkeypatch.setattr("indexes.checksums._SAMPLE", 100)
     Index.build(store, "Flat", tmp_path / "i")
     path = tmp_path / "i" / "segment-000001" / "dense.faiss"
     whole = path.read_bytes()

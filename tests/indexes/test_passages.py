@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from indexes.checksums import fingerprint
 from indexes.errors import InputError
 from indexes.index import Entry, Index
-from indexes.manifest import fingerprint
 from indexes.passages import check_passages
 from indexes.storage import calibrate
 from indexes.vector_writer import VectorWriter

@@ -12,8 +12,8 @@ from shards import MADE_BY, flip, open_writer, run, tree
 
 import indexes.interchange
 from indexes import export_vectors, merge_vectors
+from indexes.checksums import fingerprint
 from indexes.errors import InputError
-from indexes.manifest import fingerprint
 from indexes.storage import FORMS, calibrate
 from indexes.transfer import save_vectors
 from indexes.vectors import VectorStore
@@ -154,7 +154,7 @@ def test_a_document_in_two_folders_is_named_with_both(tmp_path, monkeypatch):
 
 
 def test_a_damaged_part_is_refused_and_nothing_is_made(tmp_path, monkeypatch):
-    monkeypatch.setattr("indexes.manifest._ALWAYS_VERIFIED", 0)  # as in folders too large to verify when opened
+    monkeypatch.setattr("indexes.checksums._ALWAYS_VERIFIED", 0)  # as in folders too large to verify when opened
     folders = [make(tmp_path / name, [name], seed=n).folder for n, name in enumerate("ab")]
     path = folders[1] / "shard-00000.npy"
     flip(path)

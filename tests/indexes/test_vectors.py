@@ -158,7 +158,7 @@ def test_a_damaged_folder_is_refused_by_name(tmp_path, change, message):
 
 def test_files_that_are_not_what_the_manifest_says_are_refused(tmp_path, monkeypatch):
     """In folders too large to be verified on every opening, headers are still compared."""
-    monkeypatch.setattr("indexes.manifest._ALWAYS_VERIFIED", 0)
+    monkeypatch.setattr("indexes.checksums._ALWAYS_VERIFIED", 0)
     write_folder(tmp_path / "v")
     path = tmp_path / "v" / "shard-00001.npy"
     whole = path.read_bytes()
