@@ -21,15 +21,18 @@ def inverse_document_frequency(documents: int, holding: int) -> float:
     return float(np.log1p((documents - holding + 0.5) / (holding + 0.5)))
 
 
-def saturation(
-    counts: NDArray[np.unsignedinteger], lengths: NDArray[np.unsignedinteger], average: float, k1: float, b: float
-) -> NDArray[np.float64]:
-    """Tf / (tf + k1 (1 - b + b l / l̄)): how much a term that a document holds tf times says, from 0 to 1.
+def length_norms(lengths: NDArray[np.unsignedinteger], average: float, k1: float, b: float) -> NDArray[np.float32]:
+    """k1 (1 - b + b l / l̄) of each document: how many times a term must be held to say half of what it can."""
+    return (k1 * (1 - b + b * (lengths / average))).astype(np.float32)
+
+
+def term_scores(weight: float, counts: NDArray[np.unsignedinteger], norms: NDArray[np.float32]) -> NDArray[np.float32]:
+    """W · tf / (tf + norm): what a term of some weight gives to documents that hold it tf times.
 
     The same source; like Lucene since version 8, without the constant factor k1 + 1.
     """
-    times = counts.astype(np.float64)
-    return times / (times + k1 * (1 - b + b * (lengths / average)))
+    times = counts.astype(np.float32)
+    return np.float32(weight) * times / (times + norms)
 
 
 class Lexical:
@@ -62,27 +65,35 @@ class Lexical:
         self.rows: int = self._starts[-1]
         live = [one.lengths if keep is None else one.lengths[keep] for one, keep in parts]
         self.documents = sum(map(len, live))
+        self._norms: dict[int, NDArray[np.float32]] = {}
         self.average = (sum(int(lengths.sum()) for lengths in live) or 1) / max(self.documents, 1)
 
     def scores(self, terms: Sequence[str]) -> NDArray[np.float32]:
         """Score every document for one query; (n,), 0 where no term matches. A deleted one's score means nothing."""
-        total = np.zeros(self.rows)
+        total = np.zeros(self.rows, np.float32)
         lists = [one.vocabulary.numbers(terms).tolist() for one, _ in self._parts]
         for numbers in zip(*lists, strict=True):  # of one term in each segment
             self._add(total, numbers)
-        return total.astype(np.float32)
+        return total
 
-    def _add(self, total: NDArray[np.float64], numbers: Sequence[int]) -> None:
+    def _add(self, total: NDArray[np.float32], numbers: Sequence[int]) -> None:
         found = [
-            (start, one, keep, *one.of_term(number))
-            for start, (one, keep), number in zip(self._starts, self._parts, numbers, strict=False)
+            (part, keep, *one.of_term(number))
+            for part, ((one, keep), number) in enumerate(zip(self._parts, numbers, strict=True))
             if number >= 0
         ]
-        holding = sum(len(rows) if keep is None else np.count_nonzero(keep[rows]) for _, _, keep, rows, _ in found)
+        holding = sum(len(rows) if keep is None else np.count_nonzero(keep[rows]) for _, keep, rows, _ in found)
         weight = inverse_document_frequency(self.documents, int(holding))
-        for start, one, _, rows, counts in found:
-            said = saturation(counts, one.lengths[rows], self.average, self.k1, self.b)
-            total[start : start + len(one.lengths)][rows] += weight * said
+        for part, _, rows, counts in found:
+            norms = self._norms_of(part)
+            here = total[self._starts[part] : self._starts[part + 1]]
+            here[rows] += term_scores(weight, counts, norms[rows])
+
+    def _norms_of(self, part: int) -> NDArray[np.float32]:
+        """The norms of a segment's documents (n,), computed when they are first asked for."""
+        if part not in self._norms:
+            self._norms[part] = length_norms(self._parts[part][0].lengths, self.average, self.k1, self.b)
+        return self._norms[part]
 
     def search(self, queries: Sequence[Sequence[str]], k: int, keep: NDArray[np.bool_] | None = None) -> Hits:
         """Find the k best documents for each query; a document without any of its terms is no hit.
@@ -102,5 +113,9 @@ class Lexical:
 
     def _search_one(self, terms: Sequence[str], k: int, keep: NDArray[np.bool_] | None) -> Hits:
         scores = self.scores(terms)
-        hits = scores > 0 if keep is None else (scores > 0) & keep
-        return top(np.where(hits, scores, -np.inf).astype(np.float32), k)
+        if keep is not None:
+            scores[~keep] = 0
+        # Few reach the k-th best score, and only they need the tie rule.
+        least = np.partition(scores, -k)[-k] if k < len(scores) else 0
+        rows = np.flatnonzero(scores >= least if least > 0 else scores > 0)
+        return top(scores[rows], k, rows)
