@@ -136,7 +136,7 @@ class Approximate:
     """
 
     def __init__(self, path: Path, vectors: NDArray[np.float32] | None = None) -> None:
-        faiss = load_faiss()
+        faiss = self._faiss = load_faiss()  # which takes longer than a search
         try:
             self._index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
         except RuntimeError as error:
@@ -195,7 +195,7 @@ class Approximate:
         """How FAISS is to search among all rows; None: as by default."""
         if effort == DEFAULT or self.exhaustive:
             return None
-        return _parameters(load_faiss(), self._index, effort)
+        return _parameters(self._faiss, self._index, effort)
 
     def _filtered(self, keep: NDArray[np.bool_], wanted: int, effort: Effort) -> Any:
         """How FAISS is to search among some rows only; None: it had better not.
@@ -207,7 +207,7 @@ class Approximate:
         share = count / self.rows
         if self.exhaustive or count <= _FEW_ROWS:
             return None
-        faiss = load_faiss()
+        faiss = self._faiss
         lists, graph = isinstance(self._index, faiss.IndexIVF), isinstance(self._index, faiss.IndexHNSW)
         nprobe = (effort.nprobe or _usual_nprobe(self._index.nlist)) / share if lists else math.inf
         if lists and nprobe < self._index.nlist:

@@ -28,6 +28,7 @@ from indexes import Effort, Index, VectorStore, save_vectors, search_exact
 
 K, RECALL = 10, 0.95
 M, CONSTRUCTION = 32, 40
+EFS = (10, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768)
 Search = Callable[[NDArray[np.float32]], NDArray[np.int64]]
 """Queries (q, d) to rows (q, k)."""
 
@@ -59,8 +60,7 @@ def of_hnswlib(rows: NDArray[np.float32], folder: Path) -> tuple[int, list[tuple
 
         return search
 
-    efs = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768)
-    return (folder / "hnswlib").stat().st_size, [(f"ef {ef}", with_ef(ef)) for ef in efs]
+    return (folder / "hnswlib").stat().st_size, [(f"ef {ef}", with_ef(ef)) for ef in EFS]
 
 
 def of_ours(store: VectorStore, factory: str, folder: Path) -> tuple[int, list[tuple[str, Search]]]:
@@ -71,8 +71,8 @@ def of_ours(store: VectorStore, factory: str, folder: Path) -> tuple[int, list[t
         return lambda queries: index.search(queries, K, effort=effort).rows
 
     if factory.startswith("HNSW"):
-        times = 1 if factory == f"HNSW{M}" else 2
-        steps = [Effort(ef=ef, candidates=times) for ef in (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768)]
+        times = (1,) if factory == f"HNSW{M}" else (1, 2)
+        steps = [Effort(ef=ef, candidates=c) for ef in EFS for c in times]
     else:
         steps = [Effort(nprobe=n, candidates=c) for n in (8, 16, 24, 32, 48, 64, 96, 128, 192) for c in (4, 8, 16, 32)]
     said = [", ".join(f"{name} {value}" for name, value in one._asdict().items() if value) for one in steps]
