@@ -1,5 +1,6 @@
 """Segments: folders of documents that never change, each with its own FAISS file, inverted lists, ids and texts."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -125,7 +126,7 @@ def write_segment(
     """
     ids = store.ids
     if len(set(ids)) < len(ids):
-        twice = next(id_ for number, id_ in enumerate(ids) if ids.index(id_) < number)
+        twice, _ = Counter(ids).most_common(1)[0]
         raise InputError(
             f"{store.folder} has document {twice!r} twice; make it anew of documents with ids of their own"
         )
