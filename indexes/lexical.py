@@ -27,7 +27,7 @@ def length_norms(lengths: NDArray[np.unsignedinteger], average: float, k1: float
 
 
 def term_scores(weight: float, counts: NDArray[np.unsignedinteger], norms: NDArray[np.float32]) -> NDArray[np.float32]:
-    """W · tf / (tf + norm): what a term of some weight gives to documents that hold it tf times.
+    """What a term of weight w gives to documents that hold it tf times: w · tf / (tf + norm).
 
     The same source; like Lucene since version 8, without the constant factor k1 + 1.
     """

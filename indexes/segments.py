@@ -197,7 +197,7 @@ class _JoinedRows(Rows):
             yield first, self[first : first + rows]
 
     def __getitem__(self, rows: slice | Sequence[int] | NDArray[np.int64]) -> NDArray[np.float32]:
-        wanted = np.arange(len(self))[rows] if isinstance(rows, slice) else np.asarray(rows)
+        wanted = np.arange(*rows.indices(len(self))) if isinstance(rows, slice) else np.asarray(rows)
         out = np.empty((len(wanted), self.dim), np.float32)
         for start, (targets, numbers) in zip(self._starts, self._parts, strict=False):
             here = (wanted >= start) & (wanted < start + len(numbers))

@@ -53,8 +53,10 @@ def add(
     alone = {one.id: one.attributes or {} for one in texts} if wanted and not lexical else None
     replaced = add_to_index(opened, vectors, documents=texts if lexical else None, attributes=alone, replace=replace)
     if made_here:
-        for old in folder.parent.glob(f"{folder.name.rpartition('-')[0]}-*"):  # and those of sources that changed since
-            shutil.rmtree(old)
+        begin = f"{folder.name.rpartition('-')[0]}-"
+        for old in folder.parent.iterdir():  # and those of sources that changed since
+            if old.name.startswith(begin):
+                shutil.rmtree(old)
     added = vectors.documents
     said = f"{added:,} documents added, {replaced:,} of them in place of older ones"
     _say(opened, json, {"added": added, "replaced": replaced}, said)
