@@ -8,26 +8,31 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from indexes.approximate import Effort
+    from indexes.efforts import Effort
     from indexes.errors import InputError
     from indexes.exact import search_exact
     from indexes.hits import Hits, Within
     from indexes.index import Index
     from indexes.lexical import Lexical
+    from indexes.operating_points import Goal, Point
     from indexes.reader import Reader, Stored
     from indexes.segments import Entry
     from indexes.transfer import export_vectors, merge_vectors, save_vectors
+    from indexes.tuned import Tuned
     from indexes.vectors import VectorStore
 
 __all__ = [
     "Effort",
     "Entry",
+    "Goal",
     "Hits",
     "Index",
     "InputError",
     "Lexical",
+    "Point",
     "Reader",
     "Stored",
+    "Tuned",
     "VectorStore",
     "Within",
     "export_vectors",
@@ -37,14 +42,17 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Effort": "approximate",
+    "Effort": "efforts",
     "Entry": "segments",
+    "Goal": "operating_points",
     "Hits": "hits",
     "Index": "index",
     "InputError": "errors",
     "Lexical": "lexical",
+    "Point": "operating_points",
     "Reader": "reader",
     "Stored": "reader",
+    "Tuned": "tuned",
     "VectorStore": "vectors",
     "Within": "hits",
     "export_vectors": "transfer",

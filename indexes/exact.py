@@ -41,7 +41,7 @@ def search_exact(
         scores of 4,096 rows with at most 512 queries are in memory.
     """
     targets = vectors if isinstance(vectors, Targets) else Targets(vectors)
-    queries = np.ascontiguousarray(queries, dtype=np.float32)
+    queries = np.require(queries, np.float32, ("C", "W"))  # torch warns of arrays that cannot be written
     groups = range(0, len(queries), _QUERIES_AT_ONCE)
     found = [_search(queries[first : first + _QUERIES_AT_ONCE], targets, k, keep) for first in groups]
     return Hits(*(np.concatenate(parts) for parts in zip(nothing(0, k), *found, strict=True)))
@@ -91,7 +91,7 @@ def search_within(
         least: The least score, finite; it is rounded to float32, as scores are.
         keep: (n,) which targets may be found; None: all.
     """
-    queries = np.ascontiguousarray(queries, dtype=np.float32)
+    queries = np.require(queries, np.float32, ("C", "W"))  # torch warns of arrays that cannot be written
     greatest = np.finfo(np.float32).max
     limit = np.nextafter(np.float32(np.clip(least, -greatest / 2, greatest)), np.float32(-np.inf))
     found = []

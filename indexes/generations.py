@@ -18,7 +18,11 @@ from indexes.errors import InputError
 from indexes.manifest import MANIFEST, read_manifest, sole_writer, sync, whole_manifest, write_manifest
 
 KIND = "index"
-_OURS = re.compile(r"(segment|moments|deleted)-\d{6,}(\.npy|\.new)?|\.manifest\.json\.\d+")
+_OURS = re.compile(r"(segment|moments|deleted|tuned)-\d{6,}(\.npy|\.new|\.json|\.json\.svg)?|\.manifest\.json\.\d+")
+PLOT = "{}.svg"
+"""The name of the plot beside a table of what tuning measured."""
+_SUFFIXES = {"segment": "", "tuned": ".json"}
+_WORK = ".tuning"
 _FULL_UP_TO = 8_000_000_000
 _PATIENCE = 30.0
 
@@ -39,7 +43,7 @@ class Change:
         self.generation: int = manifest["generation"] + 1
 
     def path(self, kind: str) -> Path:
-        """Where a new file or folder of a kind is to be written: segment, moments or deleted."""
+        """Where a new file or folder of a kind is to be written: segment, moments, deleted or tuned."""
         return self._folder / file_name(kind, self.generation)
 
     def describe(self, content: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,7 +90,12 @@ def changing(folder: Path) -> Iterator[Change]:
 
 def file_name(kind: str, generation: int) -> str:
     """The name of a generation's own file or folder."""
-    return f"{kind}-{generation:06d}" + ("" if kind == "segment" else ".npy")
+    return f"{kind}-{generation:06d}" + _SUFFIXES.get(kind, ".npy")
+
+
+def work_folder(folder: Path, manifest: Mapping[str, Any]) -> Path:
+    """Where what was built to tune a generation is kept, until there is another one."""
+    return folder / _WORK / f"{manifest['build']}-{manifest['generation']}"
 
 
 def opened(
@@ -131,9 +140,12 @@ def _present(folder: Path) -> Any:
 
 
 def _files_of(folder: Path, content: Mapping[str, Any]) -> Iterator[str]:
-    for name in (content["moments"], content["deleted"]):
+    tuned = content.get("tuned")
+    for name in (content["moments"], content["deleted"], tuned):
         if name is not None:
             yield name
+    if tuned is not None:
+        yield PLOT.format(tuned)
     for segment in content["segments"]:
         paths = sorted(path for path in (folder / segment["name"]).rglob("*") if path.is_file())
         yield from (path.relative_to(folder).as_posix() for path in paths)
@@ -147,3 +159,7 @@ def _sweep(folder: Path) -> None:
         if path.name not in needed and _OURS.fullmatch(path.name):
             with contextlib.suppress(OSError):  # Windows keeps what is mapped; the next change removes it
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+    ours = work_folder(folder, manifest)
+    for path in ours.parent.iterdir() if ours.parent.is_dir() else ():
+        if path != ours:
+            shutil.rmtree(path, ignore_errors=True)

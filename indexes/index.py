@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from indexes.approximate import DEFAULT, Effort
+from indexes.candidates import AUTO, usual_factory
+from indexes.efforts import DEFAULT, Effort
 from indexes.errors import InputError
 from indexes.generations import KIND, Change, changing, file_name, opened
 from indexes.hits import Hits, Within
@@ -24,15 +25,18 @@ from indexes.live import (
     moments_without,
     publish,
     record,
+    refuse_misfit,
+    retuned,
     without,
 )
-from indexes.manifest import MANIFEST, differences, new_folder, read_manifest, seal, sole_writer
+from indexes.manifest import MANIFEST, new_folder, read_manifest, seal, sole_writer
 from indexes.moments import ScoreMoments
+from indexes.operating_points import DEFAULT_GOAL, Goal
 from indexes.reader import Reader, Stored
 from indexes.segments import Entry, Segment, write_segment
+from indexes.tune import Report
+from indexes.tuned import Tuned
 from indexes.vectors import VectorStore, joined_corpus
-
-_LONG = ("long_documents", "passage_tokens", "overlap")
 
 
 class Index:
@@ -69,7 +73,8 @@ class Index:
 
         Args:
             vectors: The vectors; cosine is the metric if their encoder normalises, else inner product.
-            factory: A FAISS factory string, such as `Flat` (exact), `HNSW32`, `IVF256,PQ48x4fs`.
+            factory: A FAISS factory string, such as `Flat` (exact), `HNSW32`, `IVF256,PQ48x4fs`; `auto`: by the number
+                of vectors, see `usual_factory`; `tune` then finds a better one.
             folder: The folder to make; it appears whole or not at all.
             entries: The documents of the vectors in the same order, for BM25 and to show texts; none: dense only.
             analyzer: The name of what made the terms, kept so that queries are analysed alike.
@@ -82,6 +87,7 @@ class Index:
                 of no document, or FAISS refuses the string.
         """
         folder = Path(folder)
+        factory = usual_factory(len(vectors)) if factory == AUTO else factory
         with contextlib.ExitStack() as stack:
             if overwrite and (folder / MANIFEST).is_file():
                 stack.enter_context(sole_writer(folder))
@@ -111,6 +117,7 @@ class Index:
                 "segments": [record(name, segment, factory)],
                 "moments": file_name("moments", 1),
                 "deleted": None,
+                "tuned": None,
                 "generation": 1,
                 "build": uuid.uuid4().hex,
             }
@@ -273,6 +280,46 @@ class Index:
                 moments = ScoreMoments.of(whole.segment.dense.targets.blocks(), reader.dim)
                 self._show(publish(change, reader, [whole], moments))
 
+    def tune(
+        self,
+        queries: NDArray[np.float32],
+        goal: Goal = DEFAULT_GOAL,
+        *,
+        factories: Sequence[str] | None = None,
+        source: str = "held out",
+        report: Report = lambda _: None,
+    ) -> Tuned:
+        """Choose the factory and the effort that meet a goal fastest, measured against exact search.
+
+        Candidates are built and searched with more and more effort. One meets the goal if the lower 95% bound of its
+        mean recall is high enough, its calls end in time and it fits into memory. The fastest becomes the index's own
+        factory, and its effort what `search` takes by default; `explain` says why it was that one. Table and plot of
+        all that was measured are kept in the folder. The index becomes one segment. If tuning is interrupted, or
+        nothing meets the goal, what was built is there next time, until the index changes.
+
+        Args:
+            queries: (q, d), at least 50, better 500, of the index's encoder, such as users ask; not made of the
+                documents: documents are easier to find than what asks for them.
+            goal: Recall, and limits of time and memory.
+            factories: To try, any FAISS factory strings; None: graphs and inverted lists of several precisions.
+            source: Where the queries are from, for the record.
+            report: Called with a line about each step.
+
+        Raises:
+            InputError: Nothing meets the goal (the message says what comes nearest), queries are too few or do not fit,
+                or another process changes the folder. The index is as it was.
+        """
+        with self._changing() as (change, reader):
+            queries = reader.checked(queries)
+            self._show(retuned(change, reader, queries, goal, factories=factories, source=source, report=report))
+            tuned = self.reader.tuned
+        assert tuned is not None  # noqa: S101 - it was just published
+        return tuned
+
+    def explain(self) -> str:
+        """Why it is searched as it is: what tuning measured, and what has changed since; some lines."""
+        return self.reader.explain()
+
     def _add(
         self,
         vectors: VectorStore,
@@ -282,7 +329,7 @@ class Index:
         replace: bool,
     ) -> int:
         with self._changing() as (change, reader):
-            _refuse_misfit(reader, vectors, entries is not None)
+            refuse_misfit(reader, vectors, entries is not None)
             rows = reader.rows_of(vectors.ids)
             doomed = np.zeros(reader.rows, bool)
             doomed[rows[rows >= 0]] = True
@@ -328,23 +375,3 @@ class Index:
 
 def _build_of(folder: Path) -> Any:
     return read_manifest(folder, KIND)["build"]
-
-
-def _refuse_misfit(reader: Reader, vectors: VectorStore, entries: bool) -> None:
-    """Refuse vectors that mean something else than those of the index, or come with more or less than it keeps."""
-    reader.check_encoder(vectors.made_by, str(vectors.folder))
-    if vectors.dim != reader.dim:
-        raise InputError(f"{vectors.folder} has {vectors.dim} dimensions; {reader.folder} has {reader.dim}")
-    ours, theirs = ({"long_documents": "truncate", **_some(one.encoding, _LONG)} for one in (reader, vectors))
-    if ours != theirs or any((one.passages is not None) != vectors.has_passages for one in reader.segments):
-        raise InputError(
-            f"{reader.folder} and {vectors.folder} treat long documents otherwise ({differences(ours, theirs)}); "
-            "encode as the index was encoded"
-        )
-    if entries != (reader.lexical is not None):
-        has, pass_ = ("has BM25 and texts", "pass entries") if reader.lexical else ("has no BM25", "pass no entries")
-        raise InputError(f"{reader.folder} {has}: {pass_} with the vectors")
-
-
-def _some(record: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    return {name: record[name] for name in names if record.get(name) is not None}

@@ -1,22 +1,30 @@
 """What a generation of an index consists of: segments, and which of their documents live."""
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from indexes.generations import Change
+from indexes.errors import InputError
+from indexes.generations import PLOT, Change, work_folder
+from indexes.manifest import differences
 from indexes.moments import ScoreMoments
+from indexes.operating_points import Goal
+from indexes.plots import plot
 from indexes.reader import Reader
-from indexes.segments import Segment, joined_attributes, merge_segments
-from indexes.vectors import joined_corpus
+from indexes.segments import Segment, joined_attributes, merge_segments, over_another_file
+from indexes.tune import Report, Tuning
+from indexes.vectors import VectorStore, joined_corpus
 
 SMALL = 20_000
 """Documents: fewer are searched exactly about as fast as with FAISS' help."""
 _LIKE = 2
-_KEPT = ("build", "made_by", "encoding", "metric", "factory", "analyzer", "bm25", "dim")
+_KEPT = ("build", "made_by", "encoding", "metric", "factory", "analyzer", "bm25", "dim", "tuned")
 _BLOCK = 65_536
+_LONG = ("long_documents", "passage_tokens", "overlap")
 _CANCELS = 1e3
 """Where what is taken away is so many times what is left, the difference of the sums has lost too many digits."""
 
@@ -97,16 +105,53 @@ def first_to_merge(held: Sequence[LiveSegment], new: int) -> int:
     return first
 
 
-def merged(change: Change, held: Sequence[LiveSegment], factory: str) -> LiveSegment:
+def merged(change: Change, held: Sequence[LiveSegment], factory: str, path: Path | None = None) -> LiveSegment:
     """One new segment of all live documents, of which there is at least one.
 
     Its factory is `Flat` if FAISS cannot build the one that was asked for over so few documents.
     """
-    path = change.path("segment")
+    path = path or change.path("segment")
     path.mkdir()
     used = merge_segments(path, [one.segment for one in held], [one.live for one in held], factory)
     segment = Segment(path)
     return LiveSegment(record(path.name, segment, used), segment, None)
+
+
+def retuned(
+    change: Change,
+    reader: Reader,
+    queries: NDArray[np.float32],
+    goal: Goal,
+    *,
+    factories: Sequence[str] | None,
+    source: str,
+    report: Report,
+) -> Reader:
+    """Tune a generation, publish the next one, built and searched as was chosen, and give it. See `Index.tune`."""
+    held = live_segments(reader)
+    path, work = change.path("segment"), work_folder(reader.folder, reader.manifest)
+    work.mkdir(parents=True, exist_ok=True)
+    whole = len(held) == 1 and held[0].live is None
+    if not whole:
+        path = path.with_name(f"{path.name}.new")
+        held = [merged(change, held, "Flat", path)]
+    (base,) = held
+    tuning = Tuning(queries, goal, base.segment, base.record["factory"], work, report)
+    tuned = tuning.run(factories, source)
+    factory = tuned.chosen.factory
+    if not whole or factory != base.record["factory"]:
+        path = change.path("segment")
+        path.mkdir()
+        over_another_file(path, base.segment, tuning.file(factory))
+        segment = Segment(path)
+        base = LiveSegment(record(path.name, segment, factory), segment, None)
+    table = change.path("tuned")
+    tuned = tuned._replace(segment=base.record["name"])
+    tuned.save(table)
+    plot(tuned, table.with_name(PLOT.format(table.name)))
+    published = publish(change, reader, [base], reader.moments, factory=factory, tuned=table.name)
+    shutil.rmtree(work.parent)
+    return published
 
 
 def publish(
@@ -115,6 +160,7 @@ def publish(
     held: Sequence[LiveSegment],
     moments: ScoreMoments,
     corpus: Mapping[str, Any] | None = None,
+    **changed: Any,
 ) -> Reader:
     """Publish segments as the next generation of an index, once it has been opened, and give it.
 
@@ -124,6 +170,7 @@ def publish(
         held: The segments.
         moments: Those of the live documents' vectors.
         corpus: What the documents were made of; None: what they were, unless some are missing now.
+        changed: What else the manifest says otherwise: `factory`, `tuned`.
     """
     documents = sum(one.documents for one in held)
     known = documents == len(reader)
@@ -138,7 +185,7 @@ def publish(
         types = joined_attributes([one.segment for one in held], types).types
     manifest = change.describe(
         {
-            **{name: reader.manifest[name] for name in _KEPT},
+            **{name: reader.manifest.get(name) for name in _KEPT},
             "corpus": corpus or (reader.corpus if known else joined_corpus([], known=False)),
             "attributes": types,
             "documents": documents,
@@ -146,8 +193,29 @@ def publish(
             "segments": [one.record for one in held],
             "moments": change.path("moments").name,
             "deleted": None if deleted is None else deleted.name,
+            **changed,
         }
     )
     opened = Reader(reader.folder, manifest, reader)  # what cannot be opened is not published
     change.commit(manifest)
     return opened
+
+
+def refuse_misfit(reader: Reader, vectors: VectorStore, entries: bool) -> None:
+    """Refuse vectors that mean something else than those of the index, or come with more or less than it keeps."""
+    reader.check_encoder(vectors.made_by, str(vectors.folder))
+    if vectors.dim != reader.dim:
+        raise InputError(f"{vectors.folder} has {vectors.dim} dimensions; {reader.folder} has {reader.dim}")
+    ours, theirs = ({"long_documents": "truncate", **_some(one.encoding, _LONG)} for one in (reader, vectors))
+    if ours != theirs or any((one.passages is not None) != vectors.has_passages for one in reader.segments):
+        raise InputError(
+            f"{reader.folder} and {vectors.folder} treat long documents otherwise ({differences(ours, theirs)}); "
+            "encode as the index was encoded"
+        )
+    if entries != (reader.lexical is not None):
+        has, pass_ = ("has BM25 and texts", "pass entries") if reader.lexical else ("has no BM25", "pass no entries")
+        raise InputError(f"{reader.folder} {has}: {pass_} with the vectors")
+
+
+def _some(record: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: record[name] for name in names if record.get(name) is not None}

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from indexes.approximate import DEFAULT, Approximate, Effort
+from indexes.approximate import Approximate
+from indexes.efforts import DEFAULT, Effort
 from indexes.errors import InputError
 from indexes.exact import nothing, search_exact
 from indexes.hits import Hits, top

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from indexes.approximate import DEFAULT, Effort
 from indexes.arrays import read_array
 from indexes.attributes import Attributes
+from indexes.efforts import DEFAULT, Effort
 from indexes.errors import InputError
 from indexes.exact import nothing, search_within
 from indexes.hits import Hits, Within, merge
@@ -17,6 +17,7 @@ from indexes.lexical import Lexical
 from indexes.manifest import differences
 from indexes.moments import ScoreMoments
 from indexes.segments import Segment, joined_attributes
+from indexes.tuned import Tuned
 from indexes.vectors import UNIT_TOLERANCE
 
 
@@ -55,6 +56,8 @@ class Reader:
         corpus: `source` and `fingerprint` of the corpus.
         generation: How many changes made it, the first one included.
         dim: d.
+        tuned: What tuning measured and chose; None: it was not tuned.
+        effort: How far it is searched if a search does not say so: as tuned, if it was.
     """
 
     def __init__(self, folder: Path, manifest: Mapping[str, Any], before: "Reader | None" = None) -> None:
@@ -75,6 +78,8 @@ class Reader:
         self.analyzer: str | None = manifest["analyzer"]
         self.corpus: dict[str, Any] = manifest["corpus"]
         self.dim: int = manifest["dim"]
+        self.tuned = Tuned.open(folder / manifest["tuned"]) if manifest.get("tuned") else None
+        self.effort = self.tuned.chosen.effort if self.tuned else DEFAULT
         self.segments = [
             _same_segment(before, one["name"], manifest) or Segment(folder / one["name"])
             for one in manifest["segments"]
@@ -164,7 +169,7 @@ class Reader:
             queries: (q, d) float32, made by the encoder that made the index.
             k: Hits for each query.
             filter: Only documents that meet it are hits; see `matching`.
-            effort: How far an approximate index is searched.
+            effort: How far an approximate index is searched; None in it: as tuned, or as by default.
 
         Returns:
             Hits (q, min(k, documents that meet the filter)), each at most once, ordered by score, then row.
@@ -175,7 +180,8 @@ class Reader:
         if not isinstance(k, int | np.integer) or k < 1:
             raise InputError(f"k is {k}; expected a whole number, at least 1")
         effort.check()
-        queries = self._checked(queries)
+        effort = effort.over(self.effort)
+        queries = self.checked(queries)
         keep = self.matching(filter)
         if len(self.segments) == 1:
             k = min(k, self.rows if keep is None else int(np.count_nonzero(keep)))
@@ -199,7 +205,7 @@ class Reader:
         """
         if not isinstance(least, float | int | np.number) or not np.isfinite(least):
             raise InputError(f"the least score is {least}; expected a number")
-        queries = self._checked(queries)
+        queries = self.checked(queries)
         parts = zip(self.starts, self.segments, self.of_segments(self.matching(filter)), strict=False)
         found = [(first, search_within(queries, segment.targets, least, keep=some)) for first, segment, some in parts]
         return Within.joined(len(queries), found)
@@ -289,6 +295,12 @@ class Reader:
             "segments": segments,
         }
 
+    def explain(self) -> str:
+        """Why it is searched as it is: what tuning measured, and what has changed since; some lines."""
+        if self.tuned is None:
+            return f"{self.factory}, as it was asked for; its recall and its times were not measured (retrokit tune)"
+        return self.tuned.explain(len(self), {one.folder.name: len(one) for one in self.segments})
+
     def _place(self, row: int) -> tuple[Segment, int]:
         """The segment of a row, and its row there."""
         if not 0 <= row < self.rows:
@@ -296,7 +308,12 @@ class Reader:
         number = int(np.searchsorted(self.starts, row, side="right")) - 1
         return self.segments[number], row - self.starts[number]
 
-    def _checked(self, queries: NDArray[np.float32]) -> NDArray[np.float32]:
+    def checked(self, queries: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Queries (q, d), contiguous, if they can be searched with.
+
+        Raises:
+            InputError: Another dimension, NaN, or vectors that are not unit length under cosine.
+        """
         if queries.ndim != 2 or queries.shape[1] != self.dim:
             raise InputError(f"queries have shape {queries.shape}; {self.folder} expects (queries, {self.dim})")
         squares = np.vecdot(queries, queries, dtype=np.float64)  # (q,)

@@ -1,5 +1,6 @@
 """Segments: folders of documents that never change, each with its own FAISS file, inverted lists, ids and texts."""
 
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -8,10 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from indexes.approximate import DEFAULT, Approximate, Effort, build_faiss, load_faiss, stored_rows
+from indexes.approximate import Approximate
 from indexes.arrays import map_array
 from indexes.attributes import Attributes
+from indexes.efforts import DEFAULT, Effort
 from indexes.errors import InputError
+from indexes.faiss_files import build_faiss, load_faiss, stored_rows
 from indexes.hits import Hits
 from indexes.names import Names
 from indexes.passages import Passages, check_passages
@@ -79,6 +82,11 @@ class Segment:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def file(self) -> Path:
+        """The FAISS file."""
+        return self.folder / _DENSE
 
     @property
     def targets(self) -> Targets:
@@ -160,7 +168,7 @@ def merge_segments(
     ]
     both = list(zip(segments, kept, strict=True))
     ids = [names[row] for names, rows in ((list(one.ids), rows) for one, rows in both) for row in rows.tolist()]
-    vectors = _JoinedRows([(one.dense.targets, one.vector_rows(rows)) for one, rows in both])
+    vectors = JoinedRows([(one.dense.targets, one.vector_rows(rows)) for one, rows in both])
     used = _write_dense(folder, vectors, ids, _joined_passages(both), factory, lenient=True)
     postings = [(one.postings, some) for one, some in zip(segments, keep, strict=True) if one.postings is not None]
     if postings:
@@ -176,13 +184,35 @@ def merge_segments(
     return used
 
 
+def over_another_file(folder: Path, segment: Segment, file: Path) -> None:
+    """Write a new segment of the same documents over another FAISS file, which is moved there.
+
+    Args:
+        folder: An empty folder on the same disk: what stays as it is, is linked.
+        segment: Of which no vector is left out.
+        file: What `build_faiss` wrote over its rows.
+    """
+    for path in segment.folder.rglob("*"):
+        place = folder / path.relative_to(segment.folder)
+        if path.is_file() and path not in (segment.file, segment.folder / _VECTORS):
+            place.parent.mkdir(exist_ok=True)
+            _link(path, place)
+    file.rename(folder / _DENSE)
+    vectors = segment.dense.targets
+    _keep_raw_rows(JoinedRows([(vectors, np.arange(len(vectors)))]), folder)
+
+
 def joined_attributes(segments: Sequence[Segment], types: Mapping[str, str] | None = None) -> Attributes:
     """The attributes of all segments' documents, and those of some types that none of them has."""
     return Attributes.joined([one.attributes or Attributes.none(len(one)) for one in segments], types)
 
 
-class _JoinedRows(Rows):
-    """Chosen rows of several matrices, as one."""
+class JoinedRows(Rows):
+    """Chosen rows of several matrices, as one.
+
+    Args:
+        parts: The matrices, and the numbers of the rows of each.
+    """
 
     def __init__(self, parts: Sequence[tuple[Targets, NDArray[np.int64]]]) -> None:
         self._parts = parts
@@ -193,6 +223,7 @@ class _JoinedRows(Rows):
         return int(self._starts[-1])
 
     def blocks(self, rows: int = 65_536) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Yield (first row, (≤ rows, d)) over all."""
         for first in range(0, len(self), rows):
             yield first, self[first : first + rows]
 
@@ -236,6 +267,13 @@ def _keep_raw_rows(vectors: Rows, folder: Path) -> None:
     for first, block in vectors.blocks():
         raw[first : first + len(block)] = block
     raw.flush()
+
+
+def _link(path: Path, place: Path) -> None:
+    try:
+        place.hardlink_to(path)
+    except OSError:  # some file systems have no links
+        shutil.copyfile(path, place)
 
 
 def _write_entries(folder: Path, entries: Iterable[Entry], attributes: list[Mapping[str, Any] | None]) -> Postings:

@@ -123,7 +123,7 @@ def index(
 
     From a corpus, the vectors go to OUTPUT.vectors and are used again next time.
     """
-    from indexes.approximate import empty_index
+    from indexes.faiss_files import empty_index
     from indexes.vectors import KIND, VectorStore, partial_folder
     from retrieval.analyzer import Analyzer
     from retrieval.documents import read_documents
@@ -268,7 +268,8 @@ def _describe(path: Path, name: str, *, check: bool) -> dict[str, Any]:
             verify(path, manifest)
         fields = {name: value for name, value in manifest.items() if name not in ("files", "shards")}
         if kind == "index":
-            fields |= Index.open(path, "size").stats()
+            opened = Index.open(path, "size")
+            fields |= {**opened.stats(), "tuned": opened.explain()}
             fields["segments"] = {one["name"]: one for one in fields["segments"]}
         return {**fields, **({"files": _VERIFIED} if check else {})}
     from retrieval.encoder import Encoder

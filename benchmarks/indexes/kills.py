@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks.setting import save
 from indexes import Entry, Index, save_vectors
-from indexes.approximate import load_faiss
+from indexes.faiss_files import load_faiss
 from indexes.vectors import VectorStore
 
 DIM = 32

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from indexes.approximate import Effort
+from indexes.efforts import Effort
 from indexes.errors import InputError
 from indexes.exact import search_exact
 from indexes.index import Index
