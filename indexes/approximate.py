@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from indexes.efforts import DEFAULT, EF, Effort, ladder, search_parameters, usual_nprobe, widen
+from indexes.efforts import AFTER_REFINEMENT, DEFAULT, EF, Effort, ladder, search_parameters, usual_nprobe, widen
 from indexes.errors import InputError
 from indexes.exact import search_exact
 from indexes.faiss_files import load_faiss, reason, stored_rows
@@ -56,6 +56,8 @@ class Approximate:
         if inside is None and vectors is None:
             raise InputError(f"{path} holds only compressed vectors and there are none beside it; make the index again")
         self.targets = Targets(vectors if inside is None else inside)  # type: ignore[arg-type]
+        self._oversample = _OVERSAMPLE if self._lossy else 1
+        self._refines = isinstance(self._index, faiss.IndexRefine)
         self.exhaustive = type(self._index).__name__ == "IndexFlatIP"
         widen(faiss, self._index)
 
@@ -74,8 +76,8 @@ class Approximate:
         """
         count = self.rows if keep is None else int(np.count_nonzero(keep))
         nearly = keep is not None and count >= _NEARLY_ALL * self.rows
-        usual = _OVERSAMPLE if self._lossy else 1
-        times = max(_FILTERED if keep is not None and not nearly else 1, effort.candidates or usual)
+        again = AFTER_REFINEMENT if self._refines else effort.candidates or self._oversample
+        times = max(_FILTERED if keep is not None and not nearly else 1, again)
         wanted = min(math.ceil(times * k * self.rows / count) + _MARGIN if nearly else times * k, self.rows)
         some = keep is not None and not nearly
         parameters = self._filtered(keep, wanted, effort) if some else self._unfiltered(effort)  # type: ignore[arg-type]

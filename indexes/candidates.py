@@ -23,9 +23,14 @@ def candidates(count: int, dim: int) -> list[str]:
     if count < _FEW:
         return ["Flat"]
     lists = 2 ** round(math.log2(4 * math.sqrt(count)))
-    factories = ["Flat", "HNSW32", "HNSW32_SQ8", f"IVF{lists},SQ8"]
-    parts = {max(m for m in range(1, dim // share + 1) if dim % m == 0) for share in (2, 4) if dim >= share}
-    return [*factories, *(f"IVF{lists},PQ{m}x4fs" for m in sorted(parts, reverse=True))]
+    fine, coarse = _divisor(dim, dim // 2), _divisor(dim, dim // 4)
+    factories = ["Flat", "HNSW32", "HNSW32_SQ8", f"IVF{lists},SQ8", f"IVF{lists},PQ{fine}x4fsr"]
+    return list(dict.fromkeys([*factories, *(f"IVF{lists},PQ{coarse}x4fsr{more}" for more in ("", ",Refine(SQ8)"))]))
+
+
+def _divisor(dim: int, most: int) -> int:
+    """The greatest divisor of so many dimensions that is at most so large: as many parts may be quantized apart."""
+    return max((one for one in range(1, most + 1) if dim % one == 0), default=1)
 
 
 def structure_bytes(factory: str, count: int, dim: int) -> int:

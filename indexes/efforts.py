@@ -5,9 +5,12 @@ from typing import Any, NamedTuple
 from indexes.errors import InputError
 
 EF = 128
+AFTER_REFINEMENT = 2
+"""How many rows are scored again for each hit, of those that FAISS has refined."""
+_REFINED = 8
 _EFS = (10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512, 768, 1024)
 _NPROBES = (1, 2, 3, 4, 6, 8, *_EFS[2:], 2048)
-_FEW_CANDIDATES, _MANY_CANDIDATES = (1, 2, 4), (2, 4, 8, 16, 32, 64)
+_FEW_CANDIDATES, _MANY_CANDIDATES = (1, 2, 4), (2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
 
 
 class Effort(NamedTuple):
@@ -18,7 +21,11 @@ class Effort(NamedTuple):
     nprobe: int | None = None
     """Of inverted lists (IVF): how many are gone through; a sixteenth, at least 16, by default."""
     candidates: int | None = None
-    """How many rows are scored again from the raw vectors for each hit; 4 by default, 1 where FAISS has them whole."""
+    """How many rows are scored again from the raw vectors for each hit; 4 by default, 1 where FAISS has them whole.
+
+    Where FAISS refines what it finds (`…,Refine(SQ8)`): how many it refines, 8 by default; twice as many as there are
+    hits are then scored again from the raw vectors.
+    """
 
     def check(self) -> None:
         """Refuse what is no effort.
@@ -59,6 +66,12 @@ def widen(faiss: Any, index: Any) -> None:
         index.nprobe = usual_nprobe(index.nlist)
     elif (inner := _inside(faiss, index)) is not None:
         widen(faiss, inner)
+    if isinstance(index, faiss.IndexRefine):
+        index.k_factor = _k_factor(DEFAULT)
+
+
+def _k_factor(effort: Effort) -> float:
+    return max(1.0, (effort.candidates or _REFINED) / AFTER_REFINEMENT)
 
 
 def search_parameters(faiss: Any, index: Any, effort: Effort) -> Any:
@@ -77,7 +90,7 @@ def search_parameters(faiss: Any, index: Any, effort: Effort) -> Any:
         return None
     if isinstance(index, faiss.IndexPreTransform):
         return faiss.SearchParametersPreTransform(index_params=inner)
-    return faiss.IndexRefineSearchParameters(base_index_params=inner, k_factor=index.k_factor)
+    return faiss.IndexRefineSearchParameters(base_index_params=inner, k_factor=_k_factor(effort))
 
 
 def ladder(faiss: Any, index: Any, *, compressed: bool) -> list[list[Effort]]:

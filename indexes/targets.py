@@ -147,8 +147,8 @@ class Targets:
             step = max(1, _GATHERED // max(numbers.shape[1] * queries.shape[1], 1))
             for first in range(0, len(queries), step):
                 some = slice(first, first + step)
-                near = self._taken(numbers[some], scratch).astype(np.float64)  # (s, m, d)
-                scores = (near @ exact[some, :, None])[..., 0]
+                near = self._taken(numbers[some], scratch)  # (s, m, d)
+                scores = np.vecdot(near, exact[some, None])  # in float64, without a copy of the rows in it
                 np.copyto(out[some], scores, where=numbers[some] >= 0, casting="same_kind")
             return out
         out = np.full(numbers.shape, -np.inf, dtype=np.float32)
