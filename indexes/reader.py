@@ -20,6 +20,9 @@ from indexes.segments import Segment, joined_attributes
 from indexes.tuned import Tuned
 from indexes.vectors import UNIT_TOLERANCE
 
+_UNIT = (1 - UNIT_TOLERANCE) ** 2, (1 + UNIT_TOLERANCE) ** 2
+_FINITE = np.finfo(np.float64).max
+
 
 class Stored(NamedTuple):
     """A document as an index keeps it."""
@@ -179,8 +182,9 @@ class Reader:
         """
         if not isinstance(k, int | np.integer) or k < 1:
             raise InputError(f"k is {k}; expected a whole number, at least 1")
-        effort.check()
-        effort = effort.over(self.effort)
+        if effort is not self.effort:
+            effort.check()
+            effort = effort.over(self.effort)
         queries = self.checked(queries)
         keep = self.matching(filter)
         if len(self.segments) == 1:
@@ -317,13 +321,13 @@ class Reader:
         if queries.ndim != 2 or queries.shape[1] != self.dim:
             raise InputError(f"queries have shape {queries.shape}; {self.folder} expects (queries, {self.dim})")
         squares = np.vecdot(queries, queries, dtype=np.float64)  # (q,)
-        if not np.isfinite(squares).all():
-            raise InputError("a query vector holds NaN or infinity; encode the query again")
-        if self.metric == "cosine" and len(squares):
+        low, high = _UNIT if self.metric == "cosine" else (0.0, _FINITE)
+        if len(squares) and not (squares.min() >= low and squares.max() <= high):  # NaN is neither
+            if not np.isfinite(squares).all():
+                raise InputError("a query vector holds NaN or infinity; encode the query again")
             lengths = np.sqrt(squares)
-            if lengths.min() < 1 - UNIT_TOLERANCE or lengths.max() > 1 + UNIT_TOLERANCE:
-                far = f"{lengths[np.abs(lengths - 1).argmax()]:.3f}"
-                raise InputError(f"a query vector has length {far}; {self.folder} compares unit vectors (cosine)")
+            far = f"{lengths[np.abs(lengths - 1).argmax()]:.3f}"
+            raise InputError(f"a query vector has length {far}; {self.folder} compares unit vectors (cosine)")
         return np.ascontiguousarray(queries, dtype=np.float32)
 
 

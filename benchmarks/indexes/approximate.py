@@ -6,7 +6,7 @@ takes: FAISS' file, or hnswlib's; our raw vectors, from which candidates are sco
 
     pip install hnswlib; python -m benchmarks.indexes.approximate --real --vectors 1000000
 
-Building takes most of the time, by all cores: --only-build FOLDER does that alone, --built FOLDER measures what is there.
+Building takes most of the time, by all cores: --only-build FOLDER does that alone, --built FOLDER measures it.
 """
 
 import argparse
