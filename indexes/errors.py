@@ -7,3 +7,7 @@ class InputError(ValueError):
     The command line prints the message as one line and ends with status 2. Anything else that is raised is a
     bug of retrokit's and is reported as one.
     """
+
+
+class ShardLost(InputError):
+    """A worker of a sharded index is gone or silent; the message says which and how."""

@@ -18,7 +18,9 @@ from indexes.errors import InputError
 from indexes.manifest import MANIFEST, read_manifest, sole_writer, sync, whole_manifest, write_manifest
 
 KIND = "index"
-_OURS = re.compile(r"(segment|moments|deleted|tuned)-\d{6,}(\.npy|\.new|\.json|\.json\.svg)?|\.manifest\.json\.\d+")
+_OURS = re.compile(
+    r"(segment|moments|deleted|tuned)-\d{6,}(-\d+)?(\.npy|\.new|\.json|\.json\.svg)?|\.manifest\.json\.\d+"
+)
 PLOT = "{}.svg"
 """The name of the plot beside a table of what tuning measured."""
 _SUFFIXES = {"segment": "", "tuned": ".json"}
@@ -42,9 +44,14 @@ class Change:
         self.manifest = manifest
         self.generation: int = manifest["generation"] + 1
 
-    def path(self, kind: str) -> Path:
-        """Where a new file or folder of a kind is to be written: segment, moments, deleted or tuned."""
-        return self._folder / file_name(kind, self.generation)
+    def path(self, kind: str, number: int | None = None) -> Path:
+        """Where a new file or folder of a kind is to be written: segment, moments, deleted or tuned.
+
+        Args:
+            kind: Which.
+            number: Among several of the kind.
+        """
+        return self._folder / file_name(kind, self.generation, number)
 
     def describe(self, content: Mapping[str, Any]) -> dict[str, Any]:
         """The manifest of the new generation, all of whose files are on the disk.
@@ -88,9 +95,10 @@ def changing(folder: Path) -> Iterator[Change]:
                 _sweep(folder)
 
 
-def file_name(kind: str, generation: int) -> str:
-    """The name of a generation's own file or folder."""
-    return f"{kind}-{generation:06d}" + _SUFFIXES.get(kind, ".npy")
+def file_name(kind: str, generation: int, number: int | None = None) -> str:
+    """The name of a generation's own file or folder, one of several if it has a number."""
+    which = "" if number is None else f"-{number}"
+    return f"{kind}-{generation:06d}{which}{_SUFFIXES.get(kind, '.npy')}"
 
 
 def work_folder(folder: Path, manifest: Mapping[str, Any]) -> Path:

@@ -17,16 +17,16 @@ from indexes.generations import KIND, Change, changing, file_name, opened
 from indexes.hits import Hits, Within
 from indexes.lexical import K1, B
 from indexes.live import (
-    SMALL,
     LiveSegment,
-    first_to_merge,
+    added,
     live_segments,
     merged,
     moments_without,
+    parted,
     publish,
     record,
-    refuse_misfit,
     retuned,
+    split,
     without,
 )
 from indexes.manifest import MANIFEST, new_folder, read_manifest, seal, sole_writer
@@ -36,7 +36,7 @@ from indexes.reader import Reader, Stored
 from indexes.segments import Entry, Segment, write_segment
 from indexes.tune import Report
 from indexes.tuned import Tuned
-from indexes.vectors import VectorStore, joined_corpus
+from indexes.vectors import VectorStore
 
 
 class Index:
@@ -67,6 +67,7 @@ class Index:
         entries: Iterable[Entry] | None = None,
         analyzer: str | None = None,
         attributes: Mapping[str, Mapping[str, Any]] | None = None,
+        segments: int = 1,
         overwrite: bool = False,
     ) -> "Index":
         """Build an index folder from a vectors folder.
@@ -80,6 +81,7 @@ class Index:
             analyzer: The name of what made the terms, kept so that queries are analysed alike.
             attributes: Of documents by id, to filter by, beside those of the entries: bool, int, float, str, date, or
                 lists of one of these. Those not given are null.
+            segments: How many; more than one for `ShardedIndex`.
             overwrite: Replace an existing folder.
 
         Raises:
@@ -87,6 +89,7 @@ class Index:
                 of no document, or FAISS refuses the string.
         """
         folder = Path(folder)
+        _check_segments(segments)
         factory = usual_factory(len(vectors)) if factory == AUTO else factory
         with contextlib.ExitStack() as stack:
             if overwrite and (folder / MANIFEST).is_file():
@@ -95,13 +98,16 @@ class Index:
             name = file_name("segment", 1)
             (temporary / name).mkdir()
             ScoreMoments.of(vectors.blocks(), vectors.dim).save(temporary / file_name("moments", 1))
-            write_segment(temporary / name, vectors, factory, entries, attributes)
+            write_segment(temporary / name, vectors, factory if segments == 1 else "Flat", entries, attributes)
             segment = Segment(temporary / name)
             if segment.postings is not None and not segment.postings.rows.size:
                 raise InputError(
                     f"none of the {len(segment)} documents holds a term; BM25 needs words: index without it "
                     "(--dense-only)"
                 )
+            records = [record(name, segment, factory)]
+            if segments > 1:
+                records = split(temporary, LiveSegment(records[0], segment, None), factory, segments)
             content = {
                 "made_by": vectors.made_by,
                 "encoding": vectors.encoding,
@@ -114,7 +120,7 @@ class Index:
                 "dim": vectors.dim,
                 "documents": len(segment),
                 "rows": segment.dense.rows,
-                "segments": [record(name, segment, factory)],
+                "segments": records,
                 "moments": file_name("moments", 1),
                 "deleted": None,
                 "tuned": None,
@@ -149,10 +155,11 @@ class Index:
                 return False
             self.reader = opened(
                 self.folder,
-                lambda manifest: Reader(self.folder, manifest, before),
+                lambda manifest: self._read(self.folder, manifest, before),
                 "size",
                 before.manifest["files"] if before.manifest["build"] == _build_of(self.folder) else None,
             )
+            before.dense.close()
             return True
 
     def __len__(self) -> int:
@@ -264,8 +271,10 @@ class Index:
                 self._show(publish(change, reader, without(reader, doomed), moments_without(reader, doomed)))
         return int(np.count_nonzero(doomed))
 
-    def compact(self) -> None:
+    def compact(self, segments: int = 1) -> None:
         """Make one segment of all documents, built by the index's factory, and give the space of deleted ones back.
+
+        Or several, for `ShardedIndex`.
 
         Answers stay the same, except that an approximate index may find other candidates. A factory that cannot be
         built over so few documents as are left gives way to `Flat`; `stats` says so.
@@ -273,12 +282,17 @@ class Index:
         Raises:
             InputError: Another process changes the folder.
         """
+        _check_segments(segments)
         with self._changing() as (change, reader):
             held = live_segments(reader)
-            if len(held) > 1 or any(one.live is not None or one.record["factory"] != reader.factory for one in held):
-                whole = merged(change, held, reader.factory)
-                moments = ScoreMoments.of(whole.segment.dense.targets.blocks(), reader.dim)
-                self._show(publish(change, reader, [whole], moments))
+            other = any(one.live is not None or one.record["factory"] != reader.factory for one in held)
+            if held and (other or len(held) != min(segments, len(reader))):
+                whole = [
+                    merged(change, part, reader.factory, change.path("segment", number if segments > 1 else None))
+                    for number, part in enumerate(parted(held, segments), start=1)
+                ]
+                blocks = (block for one in whole for block in one.segment.dense.targets.blocks())
+                self._show(publish(change, reader, whole, ScoreMoments.of(blocks, reader.dim)))
 
     def tune(
         self,
@@ -329,43 +343,26 @@ class Index:
         replace: bool,
     ) -> int:
         with self._changing() as (change, reader):
-            refuse_misfit(reader, vectors, entries is not None)
-            rows = reader.rows_of(vectors.ids)
-            doomed = np.zeros(reader.rows, bool)
-            doomed[rows[rows >= 0]] = True
-            if doomed.any() and not replace:
-                first = next(id_ for id_, row in zip(vectors.ids, rows.tolist(), strict=True) if row >= 0)
-                raise InputError(
-                    f"{np.count_nonzero(doomed)} of the documents are in {self.folder} already, such as {first!r}; "
-                    "upsert replaces them"
-                )
-            held = without(reader, doomed)
-            begin = first_to_merge(held, vectors.documents)
-            path = change.path("segment")
-            path = path.with_name(f"{path.name}.new") if begin < len(held) else path
-            path.mkdir()
-            factory = "Flat" if len(vectors) < SMALL else reader.factory
-            factory = write_segment(path, vectors, factory, entries, attributes, known=reader.attributes, lenient=True)
-            segment = Segment(path)
-            held.append(LiveSegment(record(path.name, segment, factory), segment, None))
-            if begin < len(held) - 1:  # what is added little by little is merged now and then
-                count = sum(one.documents for one in held[begin:])
-                held[begin:] = [merged(change, held[begin:], "Flat" if count < SMALL else reader.factory)]
-            moments = moments_without(reader, doomed) if doomed.any() else reader.moments
-            moments += ScoreMoments.of(vectors.blocks(), reader.dim)
-            gone = bool(doomed.any()) or len(reader) < reader.rows
-            corpus = joined_corpus([(reader.corpus, len(reader)), (vectors.corpus, vectors.documents)], known=not gone)
-            self._show(publish(change, reader, held, moments, corpus))
-        return int(np.count_nonzero(doomed))
+            published, replaced = added(change, reader, vectors, entries, attributes, replace=replace)
+            self._show(published)
+        return replaced
+
+    def _read(self, folder: Path, manifest: dict[str, Any], before: Reader | None = None) -> Reader:
+        """Open a generation, with what is the same in another one that is open."""
+        return Reader(folder, manifest, before)
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[tuple[Change, Reader]]:
         """Hold the folder for a change of its present generation."""
+        self._refuse_changes()
         with changing(self.folder) as change:
             reader = self.reader
             if reader.manifest != change.manifest:
                 reader = Reader(self.folder, change.manifest, reader)
             yield change, reader
+
+    def _refuse_changes(self) -> None:
+        """Refuse where this object is only for searching."""
 
     def _show(self, reader: Reader) -> None:
         """Show a generation that was just published, while the folder is held."""
@@ -375,3 +372,8 @@ class Index:
 
 def _build_of(folder: Path) -> Any:
     return read_manifest(folder, KIND)["build"]
+
+
+def _check_segments(count: int) -> None:
+    if count < 1:
+        raise InputError(f"segments are {count}; expected at least 1")

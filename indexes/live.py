@@ -1,7 +1,7 @@
 """What a generation of an index consists of: segments, and which of their documents live."""
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexes.errors import InputError
-from indexes.generations import PLOT, Change, work_folder
+from indexes.generations import PLOT, Change, file_name, work_folder
 from indexes.manifest import differences
 from indexes.moments import ScoreMoments
 from indexes.operating_points import Goal
 from indexes.plots import plot
 from indexes.reader import Reader
-from indexes.segments import Segment, joined_attributes, merge_segments, over_another_file
+from indexes.segments import Entry, Segment, joined_attributes, merge_segments, over_another_file, write_segment
 from indexes.tune import Report, Tuning
 from indexes.vectors import VectorStore, joined_corpus
 
@@ -115,6 +115,79 @@ def merged(change: Change, held: Sequence[LiveSegment], factory: str, path: Path
     used = merge_segments(path, [one.segment for one in held], [one.live for one in held], factory)
     segment = Segment(path)
     return LiveSegment(record(path.name, segment, used), segment, None)
+
+
+def added(
+    change: Change,
+    reader: Reader,
+    vectors: VectorStore,
+    entries: Iterable[Entry] | None,
+    attributes: Mapping[str, Mapping[str, Any]] | None,
+    *,
+    replace: bool,
+) -> tuple[Reader, int]:
+    """Publish a generation with more documents, and give it and how many were there already. See `Index.add`."""
+    refuse_misfit(reader, vectors, entries is not None)
+    rows = reader.rows_of(vectors.ids)
+    doomed = np.zeros(reader.rows, bool)
+    doomed[rows[rows >= 0]] = True
+    if doomed.any() and not replace:
+        first = next(id_ for id_, row in zip(vectors.ids, rows.tolist(), strict=True) if row >= 0)
+        raise InputError(
+            f"{np.count_nonzero(doomed)} of the documents are in {reader.folder} already, such as {first!r}; "
+            "upsert replaces them"
+        )
+    held = without(reader, doomed)
+    begin = first_to_merge(held, vectors.documents)
+    path = change.path("segment")
+    path = path.with_name(f"{path.name}.new") if begin < len(held) else path
+    path.mkdir()
+    factory = "Flat" if len(vectors) < SMALL else reader.factory
+    factory = write_segment(path, vectors, factory, entries, attributes, known=reader.attributes, lenient=True)
+    segment = Segment(path)
+    held.append(LiveSegment(record(path.name, segment, factory), segment, None))
+    if begin < len(held) - 1:  # what is added little by little is merged now and then
+        count = sum(one.documents for one in held[begin:])
+        held[begin:] = [merged(change, held[begin:], "Flat" if count < SMALL else reader.factory)]
+    moments = moments_without(reader, doomed) if doomed.any() else reader.moments
+    moments += ScoreMoments.of(vectors.blocks(), reader.dim)
+    gone = bool(doomed.any()) or len(reader) < reader.rows
+    corpus = joined_corpus([(reader.corpus, len(reader)), (vectors.corpus, vectors.documents)], known=not gone)
+    return publish(change, reader, held, moments, corpus), int(np.count_nonzero(doomed))
+
+
+def parted(held: Sequence[LiveSegment], count: int) -> list[list[LiveSegment]]:
+    """Part live documents, in their order, into so many parts of about the same size; fewer if they are fewer."""
+    total = sum(one.documents for one in held)
+    count = min(count, total)
+    borders = [total * part // count for part in range(count + 1)]
+    parts: list[list[LiveSegment]] = [[] for _ in range(count)]
+    done = 0
+    for one in held:
+        live = np.ones(len(one.segment), bool) if one.live is None else one.live
+        places = np.cumsum(live) - 1 + done  # of each live document among all
+        for part, first, last in zip(parts, borders, borders[1:], strict=False):
+            mine = live & (places >= first) & (places < last)
+            if mine.any():
+                part.append(one._replace(live=None if mine.all() else mine))
+        done += one.documents
+    return parts
+
+
+def split(folder: Path, whole: LiveSegment, factory: str, count: int) -> list[dict[str, Any]]:
+    """Replace the segment of a new folder by several, and give their records.
+
+    Raises:
+        InputError: FAISS cannot build the factory over so few vectors.
+    """
+    records = []
+    for number, part in enumerate(parted([whole], count), start=1):
+        path = folder / file_name("segment", 1, number)
+        path.mkdir()
+        merge_segments(path, [one.segment for one in part], [one.live for one in part], factory, lenient=False)
+        records.append(record(path.name, Segment(path), factory))
+    shutil.rmtree(folder / whole.record["name"])
+    return records
 
 
 def retuned(

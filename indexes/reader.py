@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from indexes.arrays import read_array
 from indexes.attributes import Attributes
+from indexes.dense import Dense, LocalDense
 from indexes.efforts import DEFAULT, Effort
 from indexes.errors import InputError
-from indexes.exact import nothing, search_within
-from indexes.hits import Hits, Within, merge
+from indexes.hits import Hits, Within
 from indexes.lexical import Lexical
 from indexes.manifest import differences
 from indexes.moments import ScoreMoments
@@ -53,6 +53,7 @@ class Reader:
         factory: The FAISS factory string.
         analyzer: The name of what made the terms of the BM25 part.
         segments: The segments, in the order of their rows.
+        dense: What searches their vectors.
         lexical: The BM25 part, or None.
         attributes: Typed values of each document to filter by, or None.
         moments: Mean and covariance of the vectors that are not deleted, for fusion.
@@ -63,13 +64,20 @@ class Reader:
         effort: How far it is searched if a search does not say so: as tuned, if it was.
     """
 
-    def __init__(self, folder: Path, manifest: Mapping[str, Any], before: "Reader | None" = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Mapping[str, Any],
+        before: "Reader | None" = None,
+        dense: Dense | None = None,
+    ) -> None:
         """Open a generation.
 
         Args:
             folder: The index folder.
             manifest: What `read_manifest` gave.
             before: Another generation, whose segments are taken over where they are the same.
+            dense: What searches the vectors; None: this process, which then opens the FAISS files.
         """
         self.folder = folder
         self.manifest = manifest
@@ -88,6 +96,7 @@ class Reader:
             for one in manifest["segments"]
         ]
         self.starts: list[int] = np.cumsum([0, *map(len, self.segments)]).tolist()
+        self.dense: Dense = dense or LocalDense(self.segments)
         self.ids = _Ids(self)
         self.live = self._read_live(manifest["deleted"])
         self.moments = ScoreMoments.open(folder / manifest["moments"])
@@ -98,7 +107,7 @@ class Reader:
         self.attributes: Attributes | None = None
         if manifest["attributes"] is not None:
             self.attributes = joined_attributes(self.segments, manifest["attributes"])
-        self._check()
+        self._check(here=dense is None)
 
     def _read_live(self, name: str | None) -> NDArray[np.bool_] | None:
         if name is None:
@@ -110,9 +119,10 @@ class Reader:
         live.setflags(write=False)  # `matching` hands it out
         return live
 
-    def _check(self) -> None:
-        dims = {one.dense.dim for one in self.segments} | {len(self.moments.sums) - 1}
-        metrics = {one.dense.metric for one in self.segments} - {"ip"}
+    def _check(self, *, here: bool) -> None:
+        opened = [one.dense for one in self.segments] if here else []
+        dims = {one.dim for one in opened} | {len(self.moments.sums) - 1}
+        metrics = {one.metric for one in opened} - {"ip"}
         lexical = self.rows if self.lexical is None else self.lexical.rows
         if dims != {self.dim} or metrics or len(self) != self.manifest["documents"] or lexical != self.rows:
             raise InputError(f"{self.folder}: its segments are not what its manifest says; make the index again")
@@ -180,24 +190,18 @@ class Reader:
         Raises:
             InputError: k < 1, another dimension, NaN, vectors that are not unit length under cosine, or no such filter.
         """
+        return self.dense.search(*self.asked(queries, k, filter, effort))
+
+    def asked(
+        self, queries: NDArray[np.float32], k: int, filter: str | NDArray[np.bool_] | None, effort: Effort
+    ) -> tuple[NDArray[np.float32], int, NDArray[np.bool_] | None, Effort]:
+        """What `search` is asked, checked: queries, k, which rows to keep, and how far to go."""
         if not isinstance(k, int | np.integer) or k < 1:
             raise InputError(f"k is {k}; expected a whole number, at least 1")
         if effort is not self.effort:
             effort.check()
             effort = effort.over(self.effort)
-        queries = self.checked(queries)
-        keep = self.matching(filter)
-        if len(self.segments) == 1:
-            k = min(k, self.rows if keep is None else int(np.count_nonzero(keep)))
-            return self.segments[0].search(queries, k, keep, effort) if k else nothing(len(queries), 0)
-        found, count = [], 0
-        for first, segment, some in zip(self.starts, self.segments, self.of_segments(keep), strict=False):
-            here = len(segment) if some is None else int(np.count_nonzero(some))
-            count += here
-            if here:
-                hits = segment.search(queries, min(k, here), some, effort)
-                found.append(Hits(np.where(hits.rows < 0, -1, hits.rows + first), hits.scores))
-        return merge(found, min(k, count)) if found else nothing(len(queries), 0)
+        return self.checked(queries), k, self.matching(filter), effort
 
     def search_within(
         self, queries: NDArray[np.float32], least: float, *, filter: str | NDArray[np.bool_] | None = None
@@ -210,20 +214,11 @@ class Reader:
         if not isinstance(least, float | int | np.number) or not np.isfinite(least):
             raise InputError(f"the least score is {least}; expected a number")
         queries = self.checked(queries)
-        parts = zip(self.starts, self.segments, self.of_segments(self.matching(filter)), strict=False)
-        found = [(first, search_within(queries, segment.targets, least, keep=some)) for first, segment, some in parts]
-        return Within.joined(len(queries), found)
+        return self.dense.within(queries, least, self.matching(filter))
 
     def scores(self, queries: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Exact dense scores of each query (q, d) with its own documents, by row (q, m); -inf where a row is -1."""
-        if len(self.segments) == 1:
-            return self.segments[0].targets.scores(queries, rows)
-        out = np.full(rows.shape, -np.inf, np.float32)
-        for first, last, segment in zip(self.starts, self.starts[1:], self.segments, strict=False):
-            here = (first <= rows) & (rows < last)
-            if here.any():
-                np.maximum(out, segment.targets.scores(queries, np.where(here, rows - first, -1)), out=out)
-        return out
+        return self.dense.scores(queries, rows)
 
     def rows_of(self, ids: Sequence[str]) -> NDArray[np.int64]:
         """The row of each document (m,) that is not deleted; -1 where there is none."""

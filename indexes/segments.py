@@ -3,6 +3,7 @@
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,8 +52,7 @@ class Segment:
 
     Attributes:
         ids: n document ids.
-        dense: The FAISS part, over vectors.
-        passages: What makes documents of the vectors; None where every vector is a whole document.
+        table: What `Passages` makes documents of the vectors by; None where every vector is a whole document.
         postings: The inverted lists, or None.
         attributes: Typed values of each document, or None.
         texts: The documents' texts, or None.
@@ -61,20 +61,15 @@ class Segment:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.ids = Names.open(folder, _IDS)
-        raw = map_array(folder / _VECTORS) if (folder / _VECTORS).is_file() else None
-        self.dense = Approximate(folder / _DENSE, raw)
-        self.passages: Passages | None = None
         self.table: NDArray[np.int64] | None = None
         if (folder / _PASSAGES).is_file():
             self.table = map_array(folder / _PASSAGES)
-            check_passages(self.table, self.dense.rows, len(self.ids), folder)
-            self.passages = Passages(self.dense, self.table, len(self.ids))
+            check_passages(self.table, len(self.table), len(self.ids), folder)
         self.postings = Postings.open(folder / _LEXICAL) if (folder / _LEXICAL).is_dir() else None
         named = folder / _ATTRIBUTES
         self.attributes = Attributes.open(named) if named.is_file() else None
         self.texts = Texts.open(folder)
-        counts = [self.dense.rows] if self.passages is None else []
-        counts += [] if self.postings is None else [len(self.postings.lengths)]
+        counts = [] if self.postings is None else [len(self.postings.lengths)]
         counts += [] if self.attributes is None else [len(self.attributes)]
         counts += [] if self.texts is None else [len(self.texts)]
         if set(counts) - {len(self.ids)}:
@@ -82,6 +77,21 @@ class Segment:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @cached_property
+    def dense(self) -> Approximate:
+        """The FAISS part, over vectors, opened when it is first asked for."""
+        raw = map_array(self.folder / _VECTORS) if (self.folder / _VECTORS).is_file() else None
+        opened = Approximate(self.folder / _DENSE, raw)
+        rows = len(self.ids if self.table is None else self.table)
+        if opened.rows != rows:
+            raise InputError(f"{self.file} holds {opened.rows} rows of {rows}; make the index again")
+        return opened
+
+    @cached_property
+    def passages(self) -> Passages | None:
+        """What makes documents of the vectors; None where every vector is a whole document."""
+        return None if self.table is None else Passages(self.dense, self.table, len(self.ids))
 
     @property
     def file(self) -> Path:
@@ -150,7 +160,12 @@ def write_segment(
 
 
 def merge_segments(
-    folder: Path, segments: Sequence[Segment], keep: Sequence[NDArray[np.bool_] | None], factory: str
+    folder: Path,
+    segments: Sequence[Segment],
+    keep: Sequence[NDArray[np.bool_] | None],
+    factory: str,
+    *,
+    lenient: bool = True,
 ) -> str:
     """Write a new segment of the documents of others, in their order, without those that are not to be kept.
 
@@ -158,7 +173,8 @@ def merge_segments(
         folder: An empty folder.
         segments: One or more; either all have inverted lists and texts, or none has.
         keep: Of each segment, which documents to keep (n,); None: all. At least one document is kept.
-        factory: A FAISS factory string; `Flat` takes its place where FAISS cannot build it over so few vectors.
+        factory: A FAISS factory string.
+        lenient: Take `Flat` where FAISS cannot build the factory over so few vectors.
 
     Returns:
         The factory that was built.
@@ -169,7 +185,7 @@ def merge_segments(
     both = list(zip(segments, kept, strict=True))
     ids = [names[row] for names, rows in ((list(one.ids), rows) for one, rows in both) for row in rows.tolist()]
     vectors = JoinedRows([(one.dense.targets, one.vector_rows(rows)) for one, rows in both])
-    used = _write_dense(folder, vectors, ids, _joined_passages(both), factory, lenient=True)
+    used = _write_dense(folder, vectors, ids, _joined_passages(both), factory, lenient=lenient)
     postings = [(one.postings, some) for one, some in zip(segments, keep, strict=True) if one.postings is not None]
     if postings:
         Postings.joined(postings).save(folder / _LEXICAL)

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from indexes.errors import InputError
+from indexes.ray_cluster import connected_ray
 from retrieval.encoder import Encoded, Encoder
 from retrieval.passages import LongDocuments
 from retrieval.runners import Made, Report, ThisProcess, Work, WorkerDied, dispatch, load_worker_encoder
@@ -32,15 +33,9 @@ class RayActors:
     world = 1
 
     def __init__(self, workers: int | None = None, address: str | None = None) -> None:
-        self.ray = _import_ray()
+        self.ray = connected_ray(address)
         if workers is not None and workers < 1:
             raise InputError(f"workers are {workers}; expected at least 1")
-        if not self.ray.is_initialized():
-            try:
-                self.ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="error")
-            except (ConnectionError, ValueError, RuntimeError) as error:
-                reason = str(error).strip().splitlines()[0]
-                raise InputError(f"no Ray cluster at {address!r} ({reason}); start one or leave it out") from None
         resources = self.ray.cluster_resources()
         self.gpus = int(resources.get("GPU", 0))
         nodes = sum(node["Alive"] for node in self.ray.nodes())
@@ -125,11 +120,3 @@ class _Actor:
 
     def stop(self) -> None:
         self.ray.kill(self.handle)
-
-
-def _import_ray() -> Any:
-    try:
-        import ray
-    except ModuleNotFoundError:
-        raise InputError("Ray is not installed; pip install 'retrokit[ray]'") from None
-    return ray
