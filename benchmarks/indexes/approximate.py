@@ -172,7 +172,10 @@ def main() -> None:
         for case, make in cases:
             folder = (options.only_build or options.built or Path(name)) / case
             folder.mkdir(parents=True, exist_ok=True)
-            rows, queries = make()
+            if not (folder / "queries.npy").is_file():
+                for part, made in zip(("rows", "queries"), make(), strict=True):
+                    np.save(folder / f"{part}.npy", made)
+            rows, queries = (np.load(folder / f"{part}.npy") for part in ("rows", "queries"))
             of_hnswlib(rows, folder)
             for factory in factories_for(rows):
                 of_ours(rows, factory, folder)
