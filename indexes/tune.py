@@ -169,6 +169,12 @@ class Tuning:
         rows = np.arange(self.base.dense.rows)
         return self._built(path, factory, JoinedRows([(self.base.dense.targets, rows)]))
 
+    def candidate(self, factory: str) -> Candidate:
+        """An index of these documents, built if it is not there yet."""
+        if factory not in self._candidates:
+            self._candidates[factory] = self._opened(factory)
+        return self._candidates[factory]
+
     def _affordable(self, factories: list[str]) -> list[str]:
         """Those that will fit into memory."""
         limit = math.inf if self.goal.memory_gb is None else 1e9 * self.goal.memory_gb
@@ -189,14 +195,13 @@ class Tuning:
             factories = self._in_order(factories)
         points: list[Point] = []
         for factory in factories:
-            candidate = self._candidates[factory] = self._candidate(factory)
-            here = trial.sweep(candidate)
+            here = trial.sweep(self.candidate(factory))
             self._report(_summary(factory, here, self.goal))
             points += here
             if rows > _SAMPLE and any(one.meets(self.goal) for one in here):
                 break
         for first in fastest(points, self.goal, _FINALISTS):  # one lucky or unlucky moment is not to decide
-            again = trial.measure(self._candidates[first.factory], first.effort, _ROUNDS)
+            again = trial.measure(self.candidate(first.factory), first.effort, _ROUNDS)
             points[points.index(first)] = again
         return points
 
@@ -221,7 +226,7 @@ class Tuning:
             best[factory] = min(times, default=math.inf) * (rows / _SAMPLE if candidate.exact else 1)
         return sorted(factories, key=lambda one: best[one])
 
-    def _candidate(self, factory: str) -> Candidate:
+    def _opened(self, factory: str) -> Candidate:
         if factory == "Flat":
             return _exact(self.base.targets)
         own = factory == self.factory

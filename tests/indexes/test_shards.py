@@ -293,3 +293,27 @@ def test_options_out_of_range_are_refused(tmp_path, options, said):
     build(tmp_path)
     with pytest.raises(InputError, match=said):
         ShardedIndex(tmp_path / "index", **options)
+
+
+def test_ray_actors_give_what_one_process_gives_though_one_is_killed(tmp_path):
+    ray = pytest.importorskip("ray")
+    index = build(tmp_path)
+    index.delete(["d3"])
+    expected = index.search(QUERIES, 10, filter="year < 2010")
+    try:
+        with ShardedIndex(index.folder, workers=4, ray=True, on_loss="degrade") as sharded:
+            assert same(sharded.search(QUERIES, 10, filter="year < 2010"), expected)
+            rows = np.random.default_rng(2).integers(-1, N, size=(len(QUERIES), 9))
+            assert (sharded.reader.scores(QUERIES, rows) == index.reader.scores(QUERIES, rows)).all()
+            ray.kill(sharded.reader.dense._workers[2]._handle)
+            end = time.monotonic() + 60
+            seen = set()
+            while time.monotonic() < end:
+                answer = sharded.search(QUERIES, 10, filter="year < 2010")
+                seen.add(answer.coverage)
+                if 0.75 in seen and answer.coverage == 1:
+                    break
+            assert 0.75 in seen
+            assert same(answer, expected)
+    finally:
+        ray.shutdown()
