@@ -70,28 +70,31 @@ class Approximate:
     ) -> Hits:
         """Find the k best rows for each query (q, d), of those to keep (n,); hits are ordered by exact score.
 
+        Or by FAISS' own, if the effort says that no candidate is to be scored again.
+
         k is at most the number of rows to keep. Those few enough are searched exactly. FAISS goes through more of them:
         through more lists, or farther through the graph, the rarer they are. Where nearly all are kept, it looks for
         a few more, and those not to be kept are left out of what it finds.
         """
-        count = self.rows if keep is None else int(np.count_nonzero(keep))
-        nearly = keep is not None and count >= _NEARLY_ALL * self.rows
-        again = AFTER_REFINEMENT if self._refines else effort.candidates or self._oversample
-        times = max(_FILTERED if keep is not None and not nearly else 1, again)
-        wanted = min(math.ceil(times * k * self.rows / count) + _MARGIN if nearly else times * k, self.rows)
-        some = keep is not None and not nearly
-        parameters = self._filtered(keep, wanted, effort) if some else self._unfiltered(effort)  # type: ignore[arg-type]
-        if self.exhaustive or (some and parameters is None):
+        if self.exhaustive:
+            return search_exact(queries, self.targets, k, keep=keep)
+        some, wanted, parameters = self._plan(k, keep, effort)
+        if some and parameters is None:
             return search_exact(queries, self.targets, k, keep=keep)
         try:
-            _, rows = self._index.search(queries, wanted, params=parameters)  # (q, wanted)
+            scores, rows = self._index.search(queries, wanted, params=parameters)  # (q, wanted)
         except RuntimeError as error:
             if keep is not None:  # some kinds of lists (residual quantizers, spectral hashing) take no selector
                 return search_exact(queries, self.targets, k, keep=keep)
             raise InputError(f"FAISS cannot search {type(self._index).__name__}: {reason(error)}") from None
-        if keep is not None and nearly:
+        if keep is not None and not some:
             rows[~keep[rows]] = -1  # (where a row is -1, that is what it stays)
-        found = top(self.scores(queries, rows), k, rows)
+        if effort.candidates == 0:
+            found = top(np.where(rows < 0, -np.inf, scores), k, rows)
+        else:
+            found = top(self.scores(queries, rows), k, rows)
+        if keep is None and rows[:, -1].min(initial=0) >= 0:
+            return found
         short: NDArray[np.bool_] = found.rows[:, -1] < 0
         if some:  # few among the nearest: what is kept lies elsewhere, and these are but its edge
             short |= rows[:, -1] < 0
@@ -99,6 +102,19 @@ class Approximate:
             whole = search_exact(queries[short], self.targets, k, keep=keep)
             found.rows[short], found.scores[short] = whole.rows, whole.scores
         return found
+
+    def _plan(self, k: int, keep: NDArray[np.bool_] | None, effort: Effort) -> tuple[bool, int, Any]:
+        """Whether FAISS is to search among some rows only, for how many of them, and how; see `_filtered`."""
+        again = AFTER_REFINEMENT if self._refines else effort.candidates or self._oversample
+        again = 1 if effort.candidates == 0 else again
+        if keep is None:
+            return False, min(again * k, self.rows), self._unfiltered(effort)
+        count = int(np.count_nonzero(keep))
+        if count >= _NEARLY_ALL * self.rows:
+            wanted = min(math.ceil(again * k * self.rows / count) + _MARGIN, self.rows)
+            return False, wanted, self._unfiltered(effort)
+        wanted = min(max(_FILTERED, again) * k, self.rows)
+        return True, wanted, self._filtered(keep, wanted, effort)
 
     def ladder(self) -> list[list[Effort]]:
         """Efforts to try, from the least on; see `efforts.ladder`."""

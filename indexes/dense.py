@@ -46,6 +46,8 @@ class LocalDense:
 
     def search(self, queries: NDArray[np.float32], k: int, keep: NDArray[np.bool_] | None, effort: Effort) -> Hits:
         """The best k of the documents to keep (n,), None being all, or as many as there are: (q, at most k)."""
+        if len(self._segments) == 1 and keep is None:
+            return self._segments[0].search(queries, min(k, self._starts[-1]), None, effort)
         found, count = [], 0
         for first, segment, some in self._parts(keep):
             here = len(segment) if some is None else int(np.count_nonzero(some))

@@ -24,18 +24,20 @@ class Effort(NamedTuple):
     """How many rows are scored again from the raw vectors for each hit; 4 by default, 1 where FAISS has them whole.
 
     Where FAISS refines what it finds (`…,Refine(SQ8)`): how many it refines, 8 by default; twice as many as there are
-    hits are then scored again from the raw vectors.
+    hits are then scored again from the raw vectors. 0: none is, and scores are FAISS' own, which are off in the last
+    digits, or in the first where vectors are compressed; hits come a little sooner, and no raw vector is read.
     """
 
     def check(self) -> None:
         """Refuse what is no effort.
 
         Raises:
-            InputError: A number is less than 1.
+            InputError: A number is less than 1; candidates: than 0.
         """
         for name, value in self._asdict().items():
-            if value is not None and value < 1:
-                raise InputError(f"effort {name} is {value}; expected at least 1")
+            least = 0 if name == "candidates" else 1
+            if value is not None and value < least:
+                raise InputError(f"effort {name} is {value}; expected at least {least}")
 
     def over(self, other: "Effort") -> "Effort":
         """This one, and where it says nothing, the other."""

@@ -141,6 +141,9 @@ class Targets:
     def scores(self, queries: NDArray[np.float32], numbers: NDArray[np.int64]) -> NDArray[np.float32]:
         """Scores of each query (q, d) with its own targets (q, m); -inf where a number is -1."""
         exact = queries.astype(np.float64)
+        if self.starts is None and numbers.size * queries.shape[1] <= _GATHERED:
+            near = np.take(self.bytes, numbers, axis=0, mode="wrap").view(np.float32)  # (q, m, d)
+            return np.where(numbers < 0, -np.inf, np.vecdot(near, exact[:, None])).astype(np.float32)
         if self.starts is None:
             scratch = Scratch(np.float32)
             out = np.full(numbers.shape, -np.inf, dtype=np.float32)
