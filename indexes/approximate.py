@@ -1,19 +1,23 @@
 """Approximate search: FAISS finds candidates, their scores are exact."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from indexes.device import DeviceSearch
 from indexes.efforts import AFTER_REFINEMENT, DEFAULT, EF, Effort, ladder, search_parameters, usual_nprobe, widen
 from indexes.errors import InputError
 from indexes.exact import search_exact
 from indexes.faiss_files import load_faiss, reason, stored_rows
+from indexes.gpu import GpuCopy, can_be_copied, device_number
 from indexes.hits import Hits, top
 from indexes.targets import Targets
 
+ExactSearch = Callable[[NDArray[np.float32], int, NDArray[np.bool_] | None], Hits]
 _OVERSAMPLE = 4
 _FILTERED = 8
 _FEW_ROWS = 20_000
@@ -56,6 +60,8 @@ class Approximate:
         if inside is None and vectors is None:
             raise InputError(f"{path} holds only compressed vectors and there are none beside it; make the index again")
         self.targets = Targets(vectors if inside is None else inside)  # type: ignore[arg-type]
+        self._exact: ExactSearch = self._search_exact
+        self._gpu: GpuCopy | None = None
         self._oversample = _OVERSAMPLE if self._lossy else 1
         self._refines = isinstance(self._index, faiss.IndexRefine)
         self.exhaustive = type(self._index).__name__ == "IndexFlatIP"
@@ -77,12 +83,12 @@ class Approximate:
         a few more, and those not to be kept are left out of what it finds.
         """
         if self.exhaustive:
-            return search_exact(queries, self.targets, k, keep=keep)
+            return self._exact(queries, k, keep)
         some, wanted, parameters = self._plan(k, keep, effort)
         if some and parameters is None:
             return search_exact(queries, self.targets, k, keep=keep)
         try:
-            scores, rows = self._index.search(queries, wanted, params=parameters)  # (q, wanted)
+            scores, rows = self._faiss_search(queries, wanted, parameters, effort, here=some)  # (q, wanted)
         except RuntimeError as error:
             if keep is not None:  # some kinds of lists (residual quantizers, spectral hashing) take no selector
                 return search_exact(queries, self.targets, k, keep=keep)
@@ -102,6 +108,36 @@ class Approximate:
             whole = search_exact(queries[short], self.targets, k, keep=keep)
             found.rows[short], found.scores[short] = whole.rows, whole.scores
         return found
+
+    def _faiss_search(
+        self, queries: NDArray[np.float32], wanted: int, parameters: Any, effort: Effort, *, here: bool
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        if self._gpu is not None and not here:
+            nprobe = min(self._index.nlist, effort.nprobe or usual_nprobe(self._index.nlist))
+            if self._gpu.takes(wanted, nprobe):
+                return self._gpu.search(queries, wanted, nprobe)
+        return self._index.search(queries, wanted, params=parameters)
+
+    def move_to(self, device: Any) -> None:
+        """Have a torch device search: exact indexes by products there, inverted lists by FAISS, where it can.
+
+        Filtered searches, and those for more rows or in more lists than FAISS takes on GPUs, stay on the processor.
+
+        Raises:
+            InputError: FAISS has no such index for GPUs, or no GPU.
+        """
+        if self.exhaustive:
+            self._exact = DeviceSearch(self.targets, device).search
+        elif can_be_copied(self._faiss, self._index):
+            self._gpu = GpuCopy(self._index, device_number(device))
+        else:
+            raise InputError(
+                f"FAISS does not search {type(self._index).__name__} on a GPU; open the index without a device, or "
+                "build it as Flat, or IVF… of whole, SQ or 8-bit PQ rows"
+            )
+
+    def _search_exact(self, queries: NDArray[np.float32], k: int, keep: NDArray[np.bool_] | None) -> Hits:
+        return search_exact(queries, self.targets, k, keep=keep)
 
     def _plan(self, k: int, keep: NDArray[np.bool_] | None, effort: Effort) -> tuple[bool, int, Any]:
         """Whether FAISS is to search among some rows only, for how many of them, and how; see `_filtered`."""

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,9 +38,13 @@ class LocalDense:
 
     Args:
         segments: In the order of their rows.
+        device: A torch device that searches; None: the processor.
     """
 
-    def __init__(self, segments: Sequence[Segment]) -> None:
+    def __init__(self, segments: Sequence[Segment], device: Any = None) -> None:
+        if device is not None:
+            for segment in segments:
+                segment.move_to(device)
         self._segments = segments
         self._starts = list(itertools.accumulate(map(len, segments), initial=0))
 

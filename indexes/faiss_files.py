@@ -1,6 +1,7 @@
 """FAISS files: build any factory string over vectors, check what was written, look into one."""
 
 import re
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -34,24 +35,40 @@ def load_faiss() -> Any:
         )
     import faiss
 
+    if ("gpu" in installed[0]) != hasattr(faiss, "StandardGpuResources"):
+        raise InputError(
+            f"{installed[0]} is installed, but its files are those of another distribution; "
+            f"pip uninstall {installed[0]}, then install it again"
+        )
     return faiss
 
 
-def build_faiss(store: Rows, factory: str, path: Path) -> None:
+Prepare = Callable[[Any], Any]
+"""Makes an empty FAISS index ready to be trained, on a GPU for one; what it returns is held until it is."""
+
+
+def leave(index: Any) -> None:
+    """Train an index as it is."""
+
+
+def build_faiss(store: Rows, factory: str, path: Path, prepare: Prepare = leave) -> None:
     """Build a FAISS index of inner products over all rows and write it to a file.
 
     Args:
         store: The vectors.
         factory: A FAISS factory string, such as `Flat`, `HNSW32`, `IVF256,PQ48x4fs`.
         path: The file, as `faiss.read_index` reads it.
+        prepare: Called with the index before it is trained.
 
     Raises:
         InputError: FAISS does not know the string, cannot build it over these vectors, or the file is not whole.
     """
     index = empty_index(factory, store.dim)
+    held = prepare(index)
     try:
         if not index.is_trained:
             index.train(_training_rows(store))
+        del held
         for _, block in store.blocks(_BLOCK):
             index.add(np.ascontiguousarray(block, dtype=np.float32))
         index.search(store[:1], 1)  # some strings are built and then cannot be searched

@@ -11,9 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexes.candidates import AUTO, usual_factory
+from indexes.device import checked_device
 from indexes.efforts import DEFAULT, Effort
 from indexes.errors import InputError
+from indexes.faiss_files import leave
 from indexes.generations import KIND, Change, changing, file_name, opened
+from indexes.gpu import clustering_on
 from indexes.hits import Hits, Within
 from indexes.lexical import K1, B
 from indexes.live import (
@@ -68,6 +71,7 @@ class Index:
         analyzer: str | None = None,
         attributes: Mapping[str, Mapping[str, Any]] | None = None,
         segments: int = 1,
+        device: str | None = None,
         overwrite: bool = False,
     ) -> "Index":
         """Build an index folder from a vectors folder.
@@ -82,6 +86,7 @@ class Index:
             attributes: Of documents by id, to filter by, beside those of the entries: bool, int, float, str, date, or
                 lists of one of these. Those not given are null.
             segments: How many; more than one for `ShardedIndex`.
+            device: `cuda`: FAISS clusters the vectors of inverted lists (IVF…) there, if its wheel is for GPUs.
             overwrite: Replace an existing folder.
 
         Raises:
@@ -90,6 +95,7 @@ class Index:
         """
         folder = Path(folder)
         _check_segments(segments)
+        prepare = leave if device is None else clustering_on(checked_device(device))
         factory = usual_factory(len(vectors)) if factory == AUTO else factory
         with contextlib.ExitStack() as stack:
             if overwrite and (folder / MANIFEST).is_file():
@@ -98,7 +104,8 @@ class Index:
             name = file_name("segment", 1)
             (temporary / name).mkdir()
             ScoreMoments.of(vectors.blocks(), vectors.dim).save(temporary / file_name("moments", 1))
-            write_segment(temporary / name, vectors, factory if segments == 1 else "Flat", entries, attributes)
+            first, how = ("Flat", leave) if segments > 1 else (factory, prepare)
+            write_segment(temporary / name, vectors, first, entries, attributes, prepare=how)
             segment = Segment(temporary / name)
             if segment.postings is not None and not segment.postings.rows.size:
                 raise InputError(
@@ -107,7 +114,7 @@ class Index:
                 )
             records = [record(name, segment, factory)]
             if segments > 1:
-                records = split(temporary, LiveSegment(records[0], segment, None), factory, segments)
+                records = split(temporary, LiveSegment(records[0], segment, None), factory, segments, prepare)
             content = {
                 "made_by": vectors.made_by,
                 "encoding": vectors.encoding,
@@ -132,7 +139,7 @@ class Index:
         return cls.open(folder, "size")
 
     @classmethod
-    def open(cls, folder: str | Path, check: str | None = None) -> "Index":
+    def open(cls, folder: str | Path, check: str | None = None, *, device: str | None = None) -> "Index":
         """Open an index folder, memory-mapped where FAISS can.
 
         Args:
@@ -141,11 +148,16 @@ class Index:
                 larger files; `size` only the files' sizes: in a file that is damaged where nobody looked, FAISS may
                 find anything, or crash. None: full up to 8 GB, else sample.
 
+            device: A torch device that searches, such as `cuda`: `Flat` by products there, with the same hits and any
+                k; `IVF…` of whole, SQ or 8-bit PQ rows by FAISS, if its wheel is one for GPUs. Documents that are
+                added later go there too. None: the processor.
+
         Raises:
-            InputError: There is none, a file is missing or damaged, or its parts do not agree.
+            InputError: There is none, a file is missing or damaged, its parts do not agree, or the device is not there
+                or cannot search this index.
         """
-        folder = Path(folder)
-        return cls(folder, opened(folder, lambda manifest: Reader(folder, manifest), check))
+        folder, place = Path(folder), None if device is None else checked_device(device)
+        return cls(folder, opened(folder, lambda manifest: Reader(folder, manifest, device=place), check))
 
     def refresh(self) -> bool:
         """Show the folder's present generation, if another process or object changed it; say whether one did."""
@@ -347,9 +359,9 @@ class Index:
             self._show(published)
         return replaced
 
-    def _read(self, folder: Path, manifest: dict[str, Any], before: Reader | None = None) -> Reader:
+    def _read(self, folder: Path, manifest: Mapping[str, Any], before: Reader | None = None) -> Reader:
         """Open a generation, with what is the same in another one that is open."""
-        return Reader(folder, manifest, before)
+        return Reader(folder, manifest, before, device=None if before is None else before.device)
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[tuple[Change, Reader]]:
@@ -358,7 +370,7 @@ class Index:
         with changing(self.folder) as change:
             reader = self.reader
             if reader.manifest != change.manifest:
-                reader = Reader(self.folder, change.manifest, reader)
+                reader = self._read(self.folder, change.manifest, reader)
             yield change, reader
 
     def _refuse_changes(self) -> None:

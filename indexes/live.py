@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexes.errors import InputError
+from indexes.faiss_files import Prepare, leave
 from indexes.generations import PLOT, Change, file_name, work_folder
 from indexes.manifest import differences
 from indexes.moments import ScoreMoments
@@ -174,7 +175,7 @@ def parted(held: Sequence[LiveSegment], count: int) -> list[list[LiveSegment]]:
     return parts
 
 
-def split(folder: Path, whole: LiveSegment, factory: str, count: int) -> list[dict[str, Any]]:
+def split(folder: Path, whole: LiveSegment, factory: str, count: int, prepare: Prepare = leave) -> list[dict[str, Any]]:
     """Replace the segment of a new folder by several, and give their records.
 
     Raises:
@@ -184,7 +185,9 @@ def split(folder: Path, whole: LiveSegment, factory: str, count: int) -> list[di
     for number, part in enumerate(parted([whole], count), start=1):
         path = folder / file_name("segment", 1, number)
         path.mkdir()
-        merge_segments(path, [one.segment for one in part], [one.live for one in part], factory, lenient=False)
+        merge_segments(
+            path, [one.segment for one in part], [one.live for one in part], factory, lenient=False, prepare=prepare
+        )
         records.append(record(path.name, Segment(path), factory))
     shutil.rmtree(folder / whole.record["name"])
     return records
@@ -269,7 +272,7 @@ def publish(
             **changed,
         }
     )
-    opened = Reader(reader.folder, manifest, reader)  # what cannot be opened is not published
+    opened = Reader(reader.folder, manifest, reader, device=reader.device)  # what cannot be opened is not published
     change.commit(manifest)
     return opened
 

@@ -1,11 +1,13 @@
 """Documents of several rows: search among passages, where the best passage's score is the document's (max-score)."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from indexes.approximate import Approximate
+from indexes.approximate import Approximate, ExactSearch
+from indexes.device import DeviceSearch
 from indexes.efforts import DEFAULT, Effort
 from indexes.errors import InputError
 from indexes.exact import nothing, search_exact
@@ -41,6 +43,7 @@ class Passages:
         starts = np.searchsorted(self._document_of, np.arange(documents + 1))  # (n + 1,)
         self._starts = starts.astype(np.int64)
         self.targets = Targets(dense.targets.vectors, self._starts)
+        self._exact: ExactSearch = self._search_exact
 
     def search(
         self,
@@ -54,7 +57,7 @@ class Passages:
         k is at most the number of documents to keep.
         """
         if self._dense.exhaustive:
-            return search_exact(queries, self.targets, k, keep=keep)
+            return self._exact(queries, k, keep)
         kept = None if keep is None else keep[self._document_of]
         rows = self._dense.rows if kept is None else int(np.count_nonzero(kept))
         found = nothing(len(queries), k)
@@ -71,6 +74,16 @@ class Passages:
         if missing.size:
             found.rows[missing], found.scores[missing] = search_exact(queries[missing], self.targets, k, keep=keep)
         return found
+
+    def move_to(self, device: Any) -> None:
+        """Have a torch device search; see `Approximate.move_to`."""
+        if self._dense.exhaustive:
+            self._exact = DeviceSearch(self.targets, device).search
+        else:
+            self._dense.move_to(device)
+
+    def _search_exact(self, queries: NDArray[np.float32], k: int, keep: NDArray[np.bool_] | None) -> Hits:
+        return search_exact(queries, self.targets, k, keep=keep)
 
     def scores(self, queries: NDArray[np.float32], documents: NDArray[np.int64]) -> NDArray[np.float32]:
         """Exact scores of each query (q, d) with its own documents (q, m); -inf where a document is -1."""

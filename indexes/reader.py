@@ -54,6 +54,7 @@ class Reader:
         analyzer: The name of what made the terms of the BM25 part.
         segments: The segments, in the order of their rows.
         dense: What searches their vectors.
+        device: Where; None: the processor.
         lexical: The BM25 part, or None.
         attributes: Typed values of each document to filter by, or None.
         moments: Mean and covariance of the vectors that are not deleted, for fusion.
@@ -70,6 +71,7 @@ class Reader:
         manifest: Mapping[str, Any],
         before: "Reader | None" = None,
         dense: Dense | None = None,
+        device: Any = None,
     ) -> None:
         """Open a generation.
 
@@ -78,8 +80,10 @@ class Reader:
             manifest: What `read_manifest` gave.
             before: Another generation, whose segments are taken over where they are the same.
             dense: What searches the vectors; None: this process, which then opens the FAISS files.
+            device: A torch device that searches them; None: the processor.
         """
         self.folder = folder
+        self.device = device
         self.manifest = manifest
         self.generation: int = manifest["generation"]
         self.made_by: dict[str, Any] = manifest["made_by"]
@@ -96,7 +100,7 @@ class Reader:
             for one in manifest["segments"]
         ]
         self.starts: list[int] = np.cumsum([0, *map(len, self.segments)]).tolist()
-        self.dense: Dense = dense or LocalDense(self.segments)
+        self.dense: Dense = dense or LocalDense(self.segments, device)
         self.ids = _Ids(self)
         self.live = self._read_live(manifest["deleted"])
         self.moments = ScoreMoments.open(folder / manifest["moments"])

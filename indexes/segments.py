@@ -15,7 +15,7 @@ from indexes.arrays import map_array
 from indexes.attributes import Attributes
 from indexes.efforts import DEFAULT, Effort
 from indexes.errors import InputError
-from indexes.faiss_files import build_faiss, load_faiss, stored_rows
+from indexes.faiss_files import Prepare, build_faiss, leave, load_faiss, stored_rows
 from indexes.hits import Hits
 from indexes.names import Names
 from indexes.passages import Passages, check_passages
@@ -60,6 +60,7 @@ class Segment:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._device: Any = None
         self.ids = Names.open(folder, _IDS)
         self.table: NDArray[np.int64] | None = None
         if (folder / _PASSAGES).is_file():
@@ -109,6 +110,12 @@ class Segment:
         """Find the k best documents for each query (q, d), of those to keep (n,); k is at most their number."""
         return (self.passages or self.dense).search(queries, k, keep, effort)
 
+    def move_to(self, device: Any) -> None:
+        """Have a torch device search from now on; see `Approximate.move_to`."""
+        if self._device != device:
+            (self.passages or self.dense).move_to(device)
+            self._device = device
+
     def vector_rows(self, documents: NDArray[np.int64]) -> NDArray[np.int64]:
         """The rows of `dense` that belong to some documents."""
         return documents if self.passages is None else self.passages.targets.rows_of(documents)[0]
@@ -123,6 +130,7 @@ def write_segment(
     *,
     known: Attributes | None = None,
     lenient: bool = False,
+    prepare: Prepare = leave,
 ) -> str:
     """Write a new segment of a vectors folder.
 
@@ -134,6 +142,7 @@ def write_segment(
         attributes: Of documents by id, beside the entries' own; None: no others.
         known: Those of the documents that are there already.
         lenient: Take `Flat` where FAISS cannot build the factory over so few vectors.
+        prepare: See `build_faiss`.
 
     Returns:
         The factory that was built.
@@ -156,7 +165,7 @@ def write_segment(
     passages = store.passages
     if passages is not None:
         check_passages(passages, len(store), len(ids), store.folder)
-    return _write_dense(folder, store, ids, passages, factory, lenient=lenient)
+    return _write_dense(folder, store, ids, passages, factory, lenient=lenient, prepare=prepare)
 
 
 def merge_segments(
@@ -166,6 +175,7 @@ def merge_segments(
     factory: str,
     *,
     lenient: bool = True,
+    prepare: Prepare = leave,
 ) -> str:
     """Write a new segment of the documents of others, in their order, without those that are not to be kept.
 
@@ -175,6 +185,7 @@ def merge_segments(
         keep: Of each segment, which documents to keep (n,); None: all. At least one document is kept.
         factory: A FAISS factory string.
         lenient: Take `Flat` where FAISS cannot build the factory over so few vectors.
+        prepare: See `build_faiss`.
 
     Returns:
         The factory that was built.
@@ -185,7 +196,7 @@ def merge_segments(
     both = list(zip(segments, kept, strict=True))
     ids = [names[row] for names, rows in ((list(one.ids), rows) for one, rows in both) for row in rows.tolist()]
     vectors = JoinedRows([(one.dense.targets, one.vector_rows(rows)) for one, rows in both])
-    used = _write_dense(folder, vectors, ids, _joined_passages(both), factory, lenient=lenient)
+    used = _write_dense(folder, vectors, ids, _joined_passages(both), factory, lenient=lenient, prepare=prepare)
     postings = [(one.postings, some) for one, some in zip(segments, keep, strict=True) if one.postings is not None]
     if postings:
         Postings.joined(postings).save(folder / _LEXICAL)
@@ -253,13 +264,20 @@ class JoinedRows(Rows):
 
 
 def _write_dense(
-    folder: Path, vectors: Rows, ids: Sequence[str], passages: NDArray[np.int64] | None, factory: str, *, lenient: bool
+    folder: Path,
+    vectors: Rows,
+    ids: Sequence[str],
+    passages: NDArray[np.int64] | None,
+    factory: str,
+    *,
+    lenient: bool,
+    prepare: Prepare = leave,
 ) -> str:
     if passages is not None:
         np.save(folder / _PASSAGES, passages, allow_pickle=False)
     Names.of(ids).save(folder, _IDS)
     try:
-        build_faiss(vectors, factory, folder / _DENSE)
+        build_faiss(vectors, factory, folder / _DENSE, prepare)
     except InputError:
         if not lenient or factory == "Flat":
             raise

@@ -4,7 +4,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -272,8 +272,10 @@ class ShardedIndex(Index):
         super().__init__(folder, opened(folder, lambda manifest: self._read(folder, manifest), check))
 
     @classmethod
-    def open(cls, folder: str | Path, check: str | None = None) -> "ShardedIndex":
-        """Open an index folder with two worker processes."""
+    def open(cls, folder: str | Path, check: str | None = None, *, device: str | None = None) -> "ShardedIndex":
+        """Open an index folder with two worker processes; they search on the processor."""
+        if device is not None:
+            raise InputError(f"device is {device!r}; sharded search is on processors: leave it out")
         return cls(folder, check=check)
 
     def __enter__(self) -> "ShardedIndex":
@@ -318,7 +320,7 @@ class ShardedIndex(Index):
         assert isinstance(dense, ShardedDense)  # noqa: S101 - for the type checker
         return dense
 
-    def _read(self, folder: Path, manifest: dict[str, Any], before: Reader | None = None) -> Reader:
+    def _read(self, folder: Path, manifest: Mapping[str, Any], before: Reader | None = None) -> Reader:
         reader = Reader(folder, manifest, before, dense=Unsearched())
         segments = [(one["name"], one["documents"]) for one in manifest["segments"]]
         parts = shares(folder, segments, reader.live, self._workers, self._threads)
