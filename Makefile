@@ -5,7 +5,7 @@ BIN := .venv/bin
 TORCH := torch==2.13.0
 EXTRAS := cpu,embedded,eval,openvino,ray,dev
 
-.PHONY: install demo test test-slow lint bench clean
+.PHONY: install demo test test-slow test-gpu-wheel lint bench clean
 
 install: .venv/.installed
 
@@ -25,6 +25,15 @@ test: install
 test-slow: install
 	$(BIN)/pytest -m slow
 
+# FAISS' wheel for GPUs shares its module's name with faiss-cpu: it is tried in an environment of its own, GPU or not.
+test-gpu-wheel: .venv-gpu/.installed
+	PYTHONPATH=. .venv-gpu/bin/python tests/gpu_wheel.py
+
+.venv-gpu/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-gpu
+	.venv-gpu/bin/pip install --quiet --constraint constraints.txt 'faiss-gpu>=1.15.1,<1.16' pyarrow
+	touch $@
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -34,4 +43,4 @@ bench: install
 	$(BIN)/python benchmarks/speed.py
 
 clean:
-	rm -rf .venv retrokit-demo build *.egg-info
+	rm -rf .venv .venv-gpu retrokit-demo build *.egg-info

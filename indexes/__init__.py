@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from indexes.efforts import Effort
-    from indexes.errors import InputError
+    from indexes.errors import InputError, ShardLost
     from indexes.exact import search_exact
     from indexes.hits import Hits, Within
     from indexes.index import Index
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from indexes.operating_points import Goal, Point
     from indexes.reader import Reader, Stored
     from indexes.segments import Entry
+    from indexes.shards import ShardedIndex
     from indexes.transfer import export_vectors, merge_vectors, save_vectors
     from indexes.tuned import Tuned
     from indexes.vectors import VectorStore
@@ -31,6 +32,8 @@ __all__ = [
     "Lexical",
     "Point",
     "Reader",
+    "ShardLost",
+    "ShardedIndex",
     "Stored",
     "Tuned",
     "VectorStore",
@@ -51,6 +54,8 @@ _HOMES = {
     "Lexical": "lexical",
     "Point": "operating_points",
     "Reader": "reader",
+    "ShardLost": "errors",
+    "ShardedIndex": "shards",
     "Stored": "reader",
     "Tuned": "tuned",
     "VectorStore": "vectors",

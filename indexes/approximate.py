@@ -21,7 +21,9 @@ ExactSearch = Callable[[NDArray[np.float32], int, NDArray[np.bool_] | None], Hit
 _OVERSAMPLE = 4
 _FILTERED = 8
 _FEW_ROWS = 20_000
-_GRAPH_SHARE = 0.3
+_GRAPH_SHARE, _GRAPH_SHARE_OF_FEW = 0.3, 0.1
+_FEW_QUERIES = 8
+_NEAREST, _FAR = 32, 0.5
 _NEARLY_ALL = 0.8
 _MARGIN = 10
 
@@ -63,6 +65,7 @@ class Approximate:
         self._exact: ExactSearch = self._search_exact
         self._gpu: GpuCopy | None = None
         self._oversample = _OVERSAMPLE if self._lossy else 1
+        self._is_graph = isinstance(self._index, faiss.IndexHNSW)
         self._refines = isinstance(self._index, faiss.IndexRefine)
         self.exhaustive = type(self._index).__name__ == "IndexFlatIP"
         widen(faiss, self._index)
@@ -84,17 +87,15 @@ class Approximate:
         """
         if self.exhaustive:
             return self._exact(queries, k, keep)
-        some, wanted, parameters = self._plan(k, keep, effort)
+        some, wanted, parameters = self._plan(len(queries), k, keep, effort)
         if some and parameters is None:
             return search_exact(queries, self.targets, k, keep=keep)
         try:
-            scores, rows = self._faiss_search(queries, wanted, parameters, effort, here=some)  # (q, wanted)
+            scores, rows = self._candidates(queries, wanted, parameters, keep, effort, some=some)  # (q, wanted)
         except RuntimeError as error:
             if keep is not None:  # some kinds of lists (residual quantizers, spectral hashing) take no selector
                 return search_exact(queries, self.targets, k, keep=keep)
             raise InputError(f"FAISS cannot search {type(self._index).__name__}: {reason(error)}") from None
-        if keep is not None and not some:
-            rows[~keep[rows]] = -1  # (where a row is -1, that is what it stays)
         if effort.candidates == 0:
             found = top(np.where(rows < 0, -np.inf, scores), k, rows)
         else:
@@ -109,10 +110,32 @@ class Approximate:
             found.rows[short], found.scores[short] = whole.rows, whole.scores
         return found
 
-    def _faiss_search(
-        self, queries: NDArray[np.float32], wanted: int, parameters: Any, effort: Effort, *, here: bool
+    def _candidates(
+        self,
+        queries: NDArray[np.float32],
+        wanted: int,
+        parameters: Any,
+        keep: NDArray[np.bool_] | None,
+        effort: Effort,
+        *,
+        some: bool,
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        if self._gpu is not None and not here:
+        """FAISS' scores and rows (q, wanted); -1 where it found none, or one that is not to be kept."""
+        if some:
+            scores, rows = self._index.search(queries, wanted, params=parameters)
+            if self._is_graph:
+                rows[self._far_from(queries, keep)] = -1  # type: ignore[arg-type] # (so that they are searched exactly)
+            return scores, rows
+        scores, rows = self._searched(queries, wanted, parameters, effort)
+        if keep is not None:
+            rows[~keep[rows]] = -1  # (where a row is -1, that is what it stays)
+        return scores, rows
+
+    def _searched(
+        self, queries: NDArray[np.float32], wanted: int, parameters: Any, effort: Effort
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """FAISS' scores and rows among all (q, wanted), found on the GPU where that can."""
+        if self._gpu is not None:
             nprobe = min(self._index.nlist, effort.nprobe or usual_nprobe(self._index.nlist))
             if self._gpu.takes(wanted, nprobe):
                 return self._gpu.search(queries, wanted, nprobe)
@@ -139,7 +162,16 @@ class Approximate:
     def _search_exact(self, queries: NDArray[np.float32], k: int, keep: NDArray[np.bool_] | None) -> Hits:
         return search_exact(queries, self.targets, k, keep=keep)
 
-    def _plan(self, k: int, keep: NDArray[np.bool_] | None, effort: Effort) -> tuple[bool, int, Any]:
+    def _far_from(self, queries: NDArray[np.float32], keep: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Which queries (q,) lie where few rows are kept: graphs hardly find their way from there to what is.
+
+        At 1,000,000 vectors, half of them kept, such queries' recall was 0.84 with an ef of 256, 0.92 with 2,048.
+        """
+        nearest = self._faiss.SearchParametersHNSW(efSearch=_NEAREST)
+        _, rows = self._index.search(queries, _NEAREST, params=nearest)
+        return keep[rows].mean(axis=1) < _FAR * np.count_nonzero(keep) / self.rows
+
+    def _plan(self, queries: int, k: int, keep: NDArray[np.bool_] | None, effort: Effort) -> tuple[bool, int, Any]:
         """Whether FAISS is to search among some rows only, for how many of them, and how; see `_filtered`."""
         again = AFTER_REFINEMENT if self._refines else effort.candidates or self._oversample
         again = 1 if effort.candidates == 0 else again
@@ -150,7 +182,7 @@ class Approximate:
             wanted = min(math.ceil(again * k * self.rows / count) + _MARGIN, self.rows)
             return False, wanted, self._unfiltered(effort)
         wanted = min(max(_FILTERED, again) * k, self.rows)
-        return True, wanted, self._filtered(keep, wanted, effort)
+        return True, wanted, self._filtered(queries, keep, wanted, effort)
 
     def ladder(self) -> list[list[Effort]]:
         """Efforts to try, from the least on; see `efforts.ladder`."""
@@ -164,7 +196,7 @@ class Approximate:
             return None
         return search_parameters(self._faiss, self._index, effort)
 
-    def _filtered(self, keep: NDArray[np.bool_], wanted: int, effort: Effort) -> Any:
+    def _filtered(self, queries: int, keep: NDArray[np.bool_], wanted: int, effort: Effort) -> Any:
         """How FAISS is to search among some rows only; None: it had better not.
 
         Only of inverted lists and of graphs is it known how much farther they must be searched. FAISS' other indexes
@@ -175,11 +207,11 @@ class Approximate:
         if self.exhaustive or count <= _FEW_ROWS:
             return None
         faiss = self._faiss
-        lists, graph = isinstance(self._index, faiss.IndexIVF), isinstance(self._index, faiss.IndexHNSW)
+        lists = isinstance(self._index, faiss.IndexIVF)
         nprobe = (effort.nprobe or usual_nprobe(self._index.nlist)) / share if lists else math.inf
         if lists and nprobe < self._index.nlist:
             return faiss.SearchParametersIVF(sel=_selector(faiss, keep), nprobe=math.ceil(nprobe))
-        if graph and share >= _GRAPH_SHARE:
+        if self._is_graph and share >= (_GRAPH_SHARE_OF_FEW if queries < _FEW_QUERIES else _GRAPH_SHARE):
             ef = math.ceil(max(effort.ef or EF, 2 * wanted) / share)
             return faiss.SearchParametersHNSW(sel=_selector(faiss, keep), efSearch=ef)
         return None

@@ -173,8 +173,8 @@ def search(
     mode: Annotated[
         str | None, typer.Option(help="lexical, dense or hybrid (the default where there is BM25).")
     ] = None,
-    fusion: Annotated[str, typer.Option(help="How hybrid fuses: zscore or rrf.")] = "zscore",
-    weight: Annotated[float | None, typer.Option(help="Of BM25 in the fusion (zscore: 0.5, rrf: 1).")] = None,
+    fusion: Annotated[str, typer.Option(help="How hybrid fuses: zscore, minmax or rrf.")] = "zscore",
+    weight: Annotated[float | None, typer.Option(help="Of BM25 in it (zscore: 0.5, minmax: 0.25, rrf: 1).")] = None,
     encoder: Annotated[str | None, typer.Option(help="The index's encoder, if it moved.", metavar="MODEL")] = None,
     filter: Annotated[
         str | None, typer.Option(help='What hits\' attributes must meet: \'year >= 2020 and lang in ["en", "de"]\'.')

@@ -19,11 +19,16 @@ from indexes.vectors import VectorStore
 from retrieval.analyzer import Analyzer
 from retrieval.documents import Document, as_documents, document_bytes
 from retrieval.encoder import Encoder, load_options
-from retrieval.fusion import WEIGHT, search_reciprocal_ranks, search_z_scores
+from retrieval.fusion import MIN_MAX_WEIGHT, WEIGHT, search_min_max, search_reciprocal_ranks, search_z_scores
 from retrieval.passages import LongDocuments
 
 MODES = ("lexical", "dense", "hybrid")
-FUSIONS = ("zscore", "rrf")
+FUSIONS = {
+    "zscore": (search_z_scores, WEIGHT),
+    "minmax": (search_min_max, MIN_MAX_WEIGHT),
+    "rrf": (search_reciprocal_ranks, 1.0),
+}
+"""How hybrid search fuses, and the weight of BM25 by default."""
 
 
 class Hit(NamedTuple):
@@ -157,8 +162,9 @@ class Retriever:
     Args:
         index: An opened index.
         encoder: The encoder that made its vectors; another one is refused.
-        fusion: `zscore`: dense z-score + weight × BM25 z-score; `rrf`: reciprocal ranks.
-        weight: Of BM25 in the fusion; None: 0.5 for z-scores, 1 for reciprocal ranks.
+        fusion: `zscore`: dense z-score + weight × BM25 z-score; `minmax`: both from the least possible score to the
+            best one; `rrf`: reciprocal ranks.
+        weight: Of BM25 in the fusion; None: 0.5 for z-scores, 0.25 for min-max, 1 for ranks.
 
     Raises:
         InputError: The index was made by another encoder (both sides are named), or an argument is out of range.
@@ -173,7 +179,8 @@ class Retriever:
         self.index = index
         self.encoder = encoder
         self.fusion = fusion
-        self.weight = weight if weight is not None else (WEIGHT if fusion == "zscore" else 1.0)
+        self._fuse, usual = FUSIONS[fusion]
+        self.weight = usual if weight is None else weight
         self._checked = index.reader
         self._analyzer = _analyzer_of(index.reader)
 
@@ -328,8 +335,7 @@ class Retriever:
         terms = [self._analyzer.terms(text) for text in texts]
         if vectors is None:
             return reader.lexical.search(terms, k, keep)
-        fuse = search_z_scores if self.fusion == "zscore" else search_reciprocal_ranks
-        return fuse(reader, vectors, terms, k, self.weight, keep)
+        return self._fuse(reader, vectors, terms, k, self.weight, keep)
 
 
 def _analyzer_of(reader: Reader) -> Analyzer | None:

@@ -624,8 +624,7 @@ def test_a_vector_of_great_length_leaves_no_trace_in_the_moments(tmp_path):
 def test_structures_are_built_where_there_is_enough_to_build_them_of(tmp_path, monkeypatch):
     model = Model(12)
     index = build(model, "IVF40,Flat", tmp_path, 100)
-    for room in ("index", "live"):
-        monkeypatch.setattr(f"indexes.{room}.SMALL", 30)
+    monkeypatch.setattr("indexes.live.SMALL", 30)
     for count, prefix in ((35, "a"), (50, "b")):
         some = model.some([f"{prefix}{n}" for n in range(count)])
         index.upsert(folder_of(some, tmp_path / "v"), entries=entries_of(some))

@@ -241,6 +241,29 @@ def test_lists_that_take_a_filter_and_lists_that_do_not(tmp_path, monkeypatch, f
     assert np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found.rows, right, strict=True)]) > 0.7
 
 
+@pytest.mark.parametrize("queries", [3, 40])
+def test_queries_that_lie_far_from_what_is_kept_are_answered_exactly_by_graphs(tmp_path, monkeypatch, queries):
+    """Where a filter leaves out what lies near a query, a graph's way ends among rows that are not to be kept."""
+    monkeypatch.setattr("indexes.approximate._FEW_ROWS", 0)
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(30, 24))
+    owners = rng.integers(30, size=6000)
+    rows = centres[owners] + 0.25 * rng.normal(size=(6000, 24))
+    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    store = save_vectors(tmp_path / "v", rows, [f"d{row}" for row in range(6000)], made_by={"normalize": True})
+    index = Index.build(store, "HNSW4", tmp_path / "i")
+    keep = owners >= 15
+    asked = rows[~keep][:queries]
+    exact = np.where(keep, asked.astype(np.float64) @ rows.T.astype(np.float64), -np.inf)
+    right = np.argsort(-exact, axis=1, kind="stable")[:, :10]
+    dense = index.reader.segments[0].dense
+    _, _, parameters = dense._plan(queries, 10, keep, index.reader.effort)
+    assert parameters is not None, "FAISS filters here"
+    bare = dense._index.search(asked, 10, params=parameters)[1]
+    assert np.mean([len(set(a) & set(b)) / 10 for a, b in zip(bare.tolist(), right.tolist(), strict=True)]) < 0.95
+    np.testing.assert_array_equal(index.search(asked, 10, filter=keep).rows, right)
+
+
 def test_an_index_of_another_metric_is_not_built(store, tmp_path):
     with pytest.raises(InputError, match="compares by another metric than inner products"):
         Index.build(store, "IVF64,ITQ16,SH", tmp_path / "i")

@@ -11,7 +11,7 @@ from indexes.vector_writer import VectorWriter
 from retrieval.analyzer import Analyzer
 from retrieval.documents import Document, corpus_fingerprint
 from retrieval.encoder import Encoder
-from retrieval.fusion import search_z_scores, z_score
+from retrieval.fusion import Scale, search_z_scores
 from retrieval.retriever import Hit, Retriever, build_index
 
 QUERIES = random_texts(12, seed=5, longest=6)
@@ -156,7 +156,7 @@ def test_over_passages_every_mode_speaks_of_documents(of_passages, documents):
     assert ids_of(retriever.search_many(QUERIES, 7, mode="dense")) == [
         [f"d{row}" for row in np.argsort(-line, kind="stable")[:7]] for line in dense
     ]
-    for fusion in ("zscore", "rrf"):
+    for fusion in ("zscore", "minmax", "rrf"):
         fused = Retriever(retriever.index, retriever.encoder, fusion=fusion)
         for mode in fused.modes:
             for hits in fused.search_many(QUERIES, 50, mode=mode):
@@ -183,6 +183,29 @@ def test_a_hit_shows_the_passage_that_answers_best(of_passages, documents):
     assert {hit.passage for hit in retriever.search_many(QUERIES, 5)[0]} == {None}
 
 
+@pytest.mark.parametrize("k", [1, 5, 50])
+def test_fused_by_min_max_is_exact_over_the_whole_collection(retriever, documents, k):
+    dense, lexical = all_scores(retriever, documents)
+    best = np.maximum(lexical.max(axis=1, keepdims=True), 1e-9)
+    fused = (dense + 1) / (dense.max(axis=1, keepdims=True) + 1) + 0.25 * lexical / best
+    scaled = Retriever(retriever.index, retriever.encoder, fusion="minmax")
+    for hits, line in zip(scaled.search_many(QUERIES, k), fused, strict=True):
+        order = np.argsort(-line, kind="stable")[:k]
+        np.testing.assert_allclose([hit.score for hit in hits], line[order], atol=1e-5)
+        assert [hit.id for hit in hits] == [f"d{row}" for row in order]
+    keep = np.arange(len(documents)) % 2 == 0
+    for hits, line in zip(scaled.search_many(QUERIES, 5, filter=keep), fused, strict=True):
+        order = [row for row in np.argsort(-line, kind="stable") if row % 2 == 0][:5]
+        assert [hit.id for hit in hits] == [f"d{row}" for row in order]
+
+
+def test_min_max_needs_a_least_score(tmp_path, documents, model_folder):
+    encoder = Encoder.load(str(model_folder), normalize=False)
+    index = build_index(encoder.encode_corpus(documents, tmp_path / "v"), tmp_path / "i", documents=documents)
+    with pytest.raises(InputError, match="compares inner products, which have no least value.*fuse by zscore or rrf"):
+        Retriever(index, encoder, fusion="minmax").search("river")
+
+
 def test_reciprocal_ranks(retriever, documents):
     by_rank = Retriever(retriever.index, retriever.encoder, fusion="rrf", weight=0.7)
     dense, lexical = (retriever.search_many(QUERIES, 50, mode=mode) for mode in ("dense", "lexical"))
@@ -203,7 +226,7 @@ def test_a_query_without_known_words_falls_back_to_dense_order(retriever):
     hits, dense = retriever.search("zzz qqq", 5), retriever.search("zzz qqq", 5, mode="dense")
     assert [hit.id for hit in hits] == [hit.id for hit in dense]
     assert retriever.search("zzz qqq", 5, mode="lexical") == []
-    assert z_score(np.ones(3), 1.0, 0.0).tolist() == [0, 0, 0]
+    assert Scale(1.0, 0.0).of(np.ones(3)).tolist() == [0, 0, 0]
 
 
 def test_hits_bring_their_texts_and_min_k_n(retriever, documents):
@@ -265,7 +288,7 @@ def test_vectors_merged_of_parts_are_compared_part_by_part(tmp_path, encoder, do
 
 
 def test_no_queries_give_no_hits(retriever):
-    for fusion in ("zscore", "rrf"):
+    for fusion in ("zscore", "minmax", "rrf"):
         for mode in retriever.modes:
             assert Retriever(retriever.index, retriever.encoder, fusion=fusion).search_many([], mode=mode) == []
 
@@ -327,7 +350,7 @@ def test_a_filter_that_nothing_meets_and_hits_with_their_attributes(filtered):
         retriever.search("words", filter="colour == 'red'")
 
 
-@pytest.mark.parametrize("fusion", ["zscore", "rrf"])
+@pytest.mark.parametrize("fusion", ["zscore", "minmax", "rrf"])
 def test_an_index_that_changed_answers_as_one_built_of_what_is_left(tmp_path, encoder, documents, fusion):
     first, later = documents[:30], documents[30:]
     vectors = encoder.encode_corpus(first, tmp_path / "v")
