@@ -38,9 +38,9 @@ def main() -> None:
                 )
                 theirs, *ours = (median(times) for times in in_turns(4000 // batch + 60, *sides))
                 said = result[f"{factory}, batch {batch}"] = {"microseconds of FAISS": round(1e6 * theirs)}
-                for name, mine in zip(("exact scores", "FAISS' scores"), ours, strict=True):
-                    said[f"{name}: added microseconds"] = round(1e6 * (mine - theirs), 1)
-                    said[f"{name}: added share"] = round((mine - theirs) / theirs, 4)
+                for kind, mine in zip(("exact scores", "FAISS' scores"), ours, strict=True):
+                    said[f"{kind}: added microseconds"] = round(1e6 * (mine - theirs), 1)
+                    said[f"{kind}: added share"] = round((mine - theirs) / theirs, 4)
                 print(factory, batch, result[f"{factory}, batch {batch}"], flush=True)
     save(__file__, result)
 
