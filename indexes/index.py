@@ -34,6 +34,7 @@ from indexes.live import (
 )
 from indexes.manifest import MANIFEST, new_folder, read_manifest, seal, sole_writer
 from indexes.moments import ScoreMoments
+from indexes.names import Id
 from indexes.operating_points import DEFAULT_GOAL, Goal
 from indexes.reader import Reader, Stored
 from indexes.segments import Entry, Segment, write_segment
@@ -69,7 +70,7 @@ class Index:
         *,
         entries: Iterable[Entry] | None = None,
         analyzer: str | None = None,
-        attributes: Mapping[str, Mapping[str, Any]] | None = None,
+        attributes: Mapping[Any, Mapping[str, Any]] | None = None,
         segments: int = 1,
         device: str | None = None,
         overwrite: bool = False,
@@ -182,10 +183,10 @@ class Index:
         """All documents with what is kept of them, in the order in which they were added."""
         return iter(self.reader)
 
-    def __contains__(self, id_: str) -> bool:
+    def __contains__(self, id_: Id) -> bool:
         return bool(self.reader.rows_of([id_])[0] >= 0)
 
-    def get(self, ids: Sequence[str]) -> list[Stored | None]:
+    def get(self, ids: Sequence[Id]) -> list[Stored | None]:
         """What is kept of each document: vectors, text, attributes; None where there is no such id."""
         if isinstance(ids, str):
             raise InputError(f"found one id, {ids!r}; expected a list of ids")
@@ -226,7 +227,7 @@ class Index:
         vectors: VectorStore,
         *,
         entries: Iterable[Entry] | None = None,
-        attributes: Mapping[str, Mapping[str, Any]] | None = None,
+        attributes: Mapping[Any, Mapping[str, Any]] | None = None,
     ) -> None:
         """Add documents, none of which is there yet.
 
@@ -248,13 +249,13 @@ class Index:
         vectors: VectorStore,
         *,
         entries: Iterable[Entry] | None = None,
-        attributes: Mapping[str, Mapping[str, Any]] | None = None,
+        attributes: Mapping[Any, Mapping[str, Any]] | None = None,
     ) -> int:
         """Add documents, and replace those that are there already; say how many were. See `add`."""
         return self._add(vectors, entries, attributes, replace=True)
 
     def delete(
-        self, ids: Sequence[str] = (), *, filter: str | NDArray[np.bool_] | None = None, missing_ok: bool = False
+        self, ids: Sequence[Id] = (), *, filter: str | NDArray[np.bool_] | None = None, missing_ok: bool = False
     ) -> int:
         """Delete documents by id, by filter, or both; say how many.
 
@@ -350,7 +351,7 @@ class Index:
         self,
         vectors: VectorStore,
         entries: Iterable[Entry] | None,
-        attributes: Mapping[str, Mapping[str, Any]] | None,
+        attributes: Mapping[Any, Mapping[str, Any]] | None,
         *,
         replace: bool,
     ) -> int:

@@ -13,6 +13,7 @@ from indexes.faiss_files import Prepare, leave
 from indexes.generations import PLOT, Change, file_name, work_folder
 from indexes.manifest import differences
 from indexes.moments import ScoreMoments
+from indexes.names import WHOLE
 from indexes.operating_points import Goal
 from indexes.plots import plot
 from indexes.reader import Reader
@@ -123,13 +124,13 @@ def added(
     reader: Reader,
     vectors: VectorStore,
     entries: Iterable[Entry] | None,
-    attributes: Mapping[str, Mapping[str, Any]] | None,
+    attributes: Mapping[Any, Mapping[str, Any]] | None,
     *,
     replace: bool,
 ) -> tuple[Reader, int]:
     """Publish a generation with more documents, and give it and how many were there already. See `Index.add`."""
     refuse_misfit(reader, vectors, entries is not None)
-    rows = reader.rows_of(vectors.ids)
+    rows = reader.rows_of_names(vectors.ids)
     doomed = np.zeros(reader.rows, bool)
     doomed[rows[rows >= 0]] = True
     if doomed.any() and not replace:
@@ -288,6 +289,10 @@ def refuse_misfit(reader: Reader, vectors: VectorStore, entries: bool) -> None:
             f"{reader.folder} and {vectors.folder} treat long documents otherwise ({differences(ours, theirs)}); "
             "encode as the index was encoded"
         )
+    if (vectors.encoding.get("ids") == WHOLE) != reader.whole_ids:
+        kinds = ("texts", "whole numbers")
+        mine, yours = kinds[reader.whole_ids], kinds[not reader.whole_ids]
+        raise InputError(f"the ids of {reader.folder} are {mine}, those of {vectors.folder} {yours}: use one kind")
     if entries != (reader.lexical is not None):
         has, pass_ = ("has BM25 and texts", "pass entries") if reader.lexical else ("has no BM25", "pass no entries")
         raise InputError(f"{reader.folder} {has}: {pass_} with the vectors")

@@ -18,6 +18,29 @@ _HASHES = "{}.hashes.npy"
 _NUMBERS = "{}.numbers.npy"
 
 
+Id = str | int
+"""What a document is called: a text, or a whole number where all ids of an index are numbers."""
+WHOLE = "integer"
+"""What the record of vectors says of ids that are numbers; they are kept as texts."""
+
+
+def text_of(id_: object, *, whole: bool) -> str:
+    """An id as it is kept.
+
+    Args:
+        id_: The id.
+        whole: Whether ids are numbers.
+
+    Raises:
+        InputError: It is of another kind.
+    """
+    if whole and isinstance(id_, int | np.integer) and not isinstance(id_, bool):
+        return str(int(id_))
+    if not whole and isinstance(id_, str):
+        return id_
+    raise InputError(f"an id is {id_!r}; expected a {'whole number' if whole else 'text'}, as the others are")
+
+
 class Names(Sequence[str]):
     """n texts in a fixed order, each found by its number and its number by the text; nothing is read until asked for.
 

@@ -1,6 +1,6 @@
 """One generation of an index folder, opened for reading: its segments searched as one."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
@@ -16,6 +16,7 @@ from indexes.hits import Hits, Within
 from indexes.lexical import Lexical
 from indexes.manifest import differences
 from indexes.moments import ScoreMoments
+from indexes.names import WHOLE, Id, text_of
 from indexes.segments import Segment, joined_attributes
 from indexes.tuned import Tuned
 from indexes.vectors import UNIT_TOLERANCE
@@ -27,7 +28,7 @@ _FINITE = np.finfo(np.float64).max
 class Stored(NamedTuple):
     """A document as an index keeps it."""
 
-    id: str
+    id: Id
     row: int
     """Its row in this generation."""
     vectors: NDArray[np.float32]
@@ -49,6 +50,7 @@ class Reader:
         live: (n,) which rows are not deleted; None: all.
         made_by: The record of the encoder that made the vectors, with its `fingerprint`.
         encoding: What else decided the vectors: `storage`, `long_documents` …
+        whole_ids: Whether ids are whole numbers; else they are texts.
         metric: `cosine` (unit vectors) or `ip` (inner product).
         factory: The FAISS factory string.
         analyzer: The name of what made the terms of the BM25 part.
@@ -88,6 +90,7 @@ class Reader:
         self.generation: int = manifest["generation"]
         self.made_by: dict[str, Any] = manifest["made_by"]
         self.encoding: dict[str, Any] = manifest["encoding"]
+        self.whole_ids = self.encoding.get("ids") == WHOLE
         self.metric: str = manifest["metric"]
         self.factory: str = manifest["factory"]
         self.analyzer: str | None = manifest["analyzer"]
@@ -224,13 +227,15 @@ class Reader:
         """Exact dense scores of each query (q, d) with its own documents, by row (q, m); -inf where a row is -1."""
         return self.dense.scores(queries, rows)
 
-    def rows_of(self, ids: Sequence[str]) -> NDArray[np.int64]:
+    def rows_of(self, ids: Sequence[Id]) -> NDArray[np.int64]:
         """The row of each document (m,) that is not deleted; -1 where there is none."""
-        if strange := [id_ for id_ in ids if not isinstance(id_, str)]:
-            raise InputError(f"an id is {strange[0]!r}; expected a text")
-        out = np.full(len(ids), -1, np.int64)
+        return self.rows_of_names([text_of(id_, whole=self.whole_ids) for id_ in ids])
+
+    def rows_of_names(self, names: Sequence[str]) -> NDArray[np.int64]:
+        """The same of ids as they are kept: as texts."""
+        out = np.full(len(names), -1, np.int64)
         for first, segment in zip(self.starts, self.segments, strict=False):
-            numbers = segment.ids.numbers(ids)
+            numbers = segment.ids.numbers(names)
             rows = np.where(numbers < 0, -1, numbers + first)
             found = rows >= 0 if self.live is None else (rows >= 0) & self.live[rows]
             out[found] = rows[found]
@@ -245,7 +250,7 @@ class Reader:
         segment, number = self._place(row)
         vectors = segment.dense.targets.rows(segment.vector_rows(np.array([number])))
         attributes = None if self.attributes is None else self.attributes.row(row)
-        return Stored(segment.ids[number], row, vectors, self.text(row), attributes)
+        return Stored(self.ids[row], row, vectors, self.text(row), attributes)
 
     def text(self, row: int) -> str | None:
         """The stored text of a row; None if the index keeps no texts."""
@@ -341,25 +346,26 @@ def _same_segment(before: Reader | None, name: str, manifest: Mapping[str, Any])
     return next((one for one in before.segments if one.folder.name == name and ours == theirs), None)
 
 
-class _Ids(Sequence[str]):
+class _Ids(Sequence[Id]):
     """The ids of all rows, deleted ones included."""
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
+        self._of_text: Callable[[str], Id] = int if reader.whole_ids else str
 
     def __len__(self) -> int:
         return self._reader.rows
 
     @overload
-    def __getitem__(self, row: int) -> str: ...
+    def __getitem__(self, row: int) -> Id: ...
     @overload
-    def __getitem__(self, row: slice) -> list[str]: ...
-    def __getitem__(self, row: int | slice) -> str | list[str]:
+    def __getitem__(self, row: slice) -> list[Id]: ...
+    def __getitem__(self, row: int | slice) -> Id | list[Id]:
         if isinstance(row, slice):
             return [self[one] for one in range(*row.indices(len(self)))]
         segment, number = self._reader._place(row if row >= 0 else row + len(self))
-        return segment.ids[number]
+        return self._of_text(segment.ids[number])
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Iterator[Id]:
         for segment in self._reader.segments:
-            yield from segment.ids
+            yield from map(self._of_text, segment.ids)

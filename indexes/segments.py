@@ -17,7 +17,7 @@ from indexes.efforts import DEFAULT, Effort
 from indexes.errors import InputError
 from indexes.faiss_files import Prepare, build_faiss, leave, load_faiss, stored_rows
 from indexes.hits import Hits
-from indexes.names import Names
+from indexes.names import WHOLE, Id, Names, text_of
 from indexes.passages import Passages, check_passages
 from indexes.postings import Postings
 from indexes.targets import Targets
@@ -35,7 +35,7 @@ _ATTRIBUTES = "attributes.arrow"
 class Entry(NamedTuple):
     """What an index keeps of one document beside its vector."""
 
-    id: str
+    id: Id
     terms: Sequence[str]
     """For BM25."""
     text: str
@@ -126,7 +126,7 @@ def write_segment(
     store: VectorStore,
     factory: str,
     entries: Iterable[Entry] | None,
-    attributes: Mapping[str, Mapping[str, Any]] | None,
+    attributes: Mapping[Any, Mapping[str, Any]] | None,
     *,
     known: Attributes | None = None,
     lenient: bool = False,
@@ -157,9 +157,12 @@ def write_segment(
         raise InputError(
             f"{store.folder} has document {twice!r} twice; make it anew of documents with ids of their own"
         )
+    whole = store.encoding.get("ids") == WHOLE
+    if attributes is not None:
+        attributes = {text_of(one, whole=whole): values for one, values in attributes.items()}
     own: list[Mapping[str, Any] | None] = []
     if entries is not None:
-        _write_entries(folder, _same_rows(ids, entries), own).save(folder / _LEXICAL)
+        _write_entries(folder, _same_rows(ids, entries, whole=whole), own).save(folder / _LEXICAL)
     if attributes is not None or any(one is not None for one in own):
         _attributes_of(ids, own, attributes or {}, known).save(folder / _ATTRIBUTES)
     passages = store.passages
@@ -316,7 +319,7 @@ def _write_entries(folder: Path, entries: Iterable[Entry], attributes: list[Mapp
 
         def terms() -> Iterator[Sequence[str]]:
             for entry in entries:
-                writer.add(entry.id, entry.text)
+                writer.add(str(entry.id), entry.text)
                 attributes.append(entry.attributes)
                 yield entry.terms
 
@@ -340,9 +343,10 @@ def _attributes_of(
     return Attributes.of(rows, ids, known)
 
 
-def _same_rows(ids: Sequence[str], entries: Iterable[Entry]) -> Iterable[Entry]:
+def _same_rows(ids: Sequence[str], entries: Iterable[Entry], *, whole: bool) -> Iterable[Entry]:
     row = -1
-    for row, entry in enumerate(entries):
+    for row, given in enumerate(entries):
+        entry = given._replace(id=text_of(given.id, whole=whole))
         expected = ids[row] if row < len(ids) else None
         if entry.id != expected:
             raise InputError(

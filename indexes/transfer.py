@@ -16,6 +16,7 @@ from indexes.checksums import damaged_files, fingerprint
 from indexes.errors import InputError
 from indexes.interchange import write_arrow, write_npy, write_parquet
 from indexes.manifest import differences, new_folder, refuse_existing, seal
+from indexes.names import WHOLE, Id, text_of
 from indexes.storage import calibrate
 from indexes.vector_writer import VectorWriter, link_or_copy
 from indexes.vectors import KIND, VectorStore, files_of, joined_corpus, shard_name
@@ -32,7 +33,7 @@ OnProgress = Callable[[int, int | None], None]
 def save_vectors(
     folder: str | Path,
     vectors: NDArray[np.float32],
-    ids: Sequence[str],
+    ids: Sequence[Id] | NDArray[np.integer],
     *,
     made_by: Mapping[str, Any],
     storage: str = "float32",
@@ -43,29 +44,31 @@ def save_vectors(
     Args:
         folder: The folder to make.
         vectors: (n, d) float32.
-        ids: One for each row.
+        ids: One for each row: texts, or whole numbers.
         made_by: What made them; `normalize` (true: unit length, compared by cosine) decides the metric of an index.
         storage: `float32`, `float16`, `int8` (calibrated on these vectors) or `binary`.
         overwrite: Replace an existing folder.
 
     Raises:
-        InputError: The ids are not one a row or not distinct, or the folder exists.
+        InputError: The ids are not one a row, not distinct or not of one kind, or the folder exists.
     """
-    if vectors.ndim != 2 or len(ids) != len(vectors) or len(set(ids)) != len(ids):
+    whole = len(ids) > 0 and not isinstance(ids[0], str)
+    names = [text_of(one, whole=whole) for one in ids]
+    if vectors.ndim != 2 or len(names) != len(vectors) or len(set(names)) != len(names):
         raise InputError(
-            f"{len(ids)} ids ({len(set(ids))} distinct) for vectors of shape {vectors.shape}; one id a row"
+            f"{len(names)} ids ({len(set(names))} distinct) for vectors of shape {vectors.shape}; one id a row"
         )
     vectors = vectors.astype(np.float32, copy=False)
     digest = hashlib.sha256(np.ascontiguousarray(vectors).tobytes())
-    digest.update(json.dumps(list(ids)).encode())
+    digest.update(json.dumps(names).encode())
     identity = made_by.get("fingerprint") or fingerprint(dict(made_by))
     record = {**made_by, "fingerprint": identity, "dim": vectors.shape[1]}
-    encoding = {"shard_rows": max(len(ids), 1), "storage": storage}
+    encoding = {"shard_rows": max(len(names), 1), "storage": storage, **({"ids": WHOLE} if whole else {})}
     plan = VectorWriter(Path(folder), made_by=record, encoding=encoding, overwrite=overwrite)
     with contextlib.closing(plan) as writer:
         if storage == "int8":
             writer.set_calibration(calibrate(vectors))
-        writer.write(0, vectors, ids, digest.hexdigest())
+        writer.write(0, vectors, names, digest.hexdigest())
         return writer.finish(1, {"source": None, "fingerprint": None})
 
 

@@ -15,6 +15,7 @@ from retrieval.console import note, out
 
 if TYPE_CHECKING:
     from indexes.index import Index
+    from indexes.names import Id
 
 Folder = Annotated[Path, typer.Argument(help="An index folder.", metavar="INDEX_FOLDER")]
 
@@ -77,7 +78,7 @@ def delete(
     """
     from indexes.index import Index
 
-    named = list(ids or [])
+    named: list[Id] = list(ids or [])
     if ids_from is not None:
         try:
             named += [line for line in ids_from.read_text(encoding="utf-8").splitlines() if line]
@@ -86,6 +87,8 @@ def delete(
     if not named and filter is None:
         raise InputError("nothing to delete is named; give ids, --ids-from or --filter")
     opened = Index.open(index)
+    if opened.reader.whole_ids:
+        named = [_whole(one) for one in named]
     gone = opened.delete(named, filter=filter, missing_ok=missing_ok)
     _say(opened, json, {"deleted": gone}, f"{gone:,} documents deleted")
     if opened.stats()["deleted"] > len(opened):
@@ -104,6 +107,13 @@ def compact(index: Folder, *, json: Json = None) -> None:
         f"{len(before['segments'])} segments to {len(after['segments'])}, {before['deleted']:,} deleted documents gone"
     )
     _say(opened, json, {"bytes before": before["bytes"]}, said)
+
+
+def _whole(id_: "Id") -> int:
+    try:
+        return int(id_)
+    except ValueError:
+        raise InputError(f"an id is {id_!r}; the ids of this index are whole numbers") from None
 
 
 def _place_for(index: Path, source: str) -> Path:

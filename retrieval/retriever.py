@@ -344,4 +344,4 @@ def _analyzer_of(reader: Reader) -> Analyzer | None:
 
 def _named(reader: Reader, rows: list[int], scores: list[float]) -> list[Hit]:
     found = [(row, score) for row, score in zip(rows, scores, strict=True) if row >= 0]
-    return [Hit(reader.ids[row], score, rank, row) for rank, (row, score) in enumerate(found, start=1)]
+    return [Hit(str(reader.ids[row]), score, rank, row) for rank, (row, score) in enumerate(found, start=1)]

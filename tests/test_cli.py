@@ -249,3 +249,16 @@ def test_add_delete_compact(tmp_path, documents, model_folder, flags):
     retrokit(*store)
     retrokit("add", index, tmp_path / "later", *with_years)
     assert "no such folder" in error_of("compact", tmp_path / "none")
+
+
+def test_whole_numbers_are_deleted_by_their_digits(tmp_path):
+    import numpy as np
+
+    from indexes.index import Index
+    from indexes.transfer import save_vectors
+
+    vectors = save_vectors(tmp_path / "v", np.eye(5, dtype=np.float32), range(10, 15), made_by={"normalize": True})
+    Index.build(vectors, "Flat", tmp_path / "i")
+    assert "1 documents deleted" in retrokit("delete", tmp_path / "i", "12").output
+    assert [one.id for one in Index.open(tmp_path / "i")] == [10, 11, 13, 14]
+    assert "an id is 'x'; the ids of this index are whole numbers" in error_of("delete", tmp_path / "i", "x")

@@ -323,3 +323,33 @@ def test_differences_name_both_sides():
     assert differences({"a": 1, "b": "", "c": "x" * 64}, {"a": 2, "b": "q", "c": "y" * 64}) == (
         f"a: 1 ≠ 2, b: '' ≠ q, c: {'x' * 12} ≠ {'y' * 12}"
     )
+
+
+def test_ids_may_be_whole_numbers(rows, queries, tmp_path):
+    ids = np.arange(N, dtype=np.int64) * 7 - 70
+    store = save_vectors(tmp_path / "v", rows, ids, made_by={"encoder": "a", "normalize": True})
+    kept = [Entry(int(id_), ["all", f"word{n % 7}"], f"text {n}") for n, id_ in enumerate(ids)]
+    attributes = {int(id_): {"half": n % 2} for n, id_ in enumerate(ids)}
+    index = Index.build(store, "Flat", tmp_path / "i", entries=kept, analyzer="none", attributes=attributes)
+    (first, none) = index.get([-70, 1])
+    assert (first.id, first.text, first.attributes, none) == (-70, "text 0", {"half": 0}, None)
+    assert (7 in index, 8 in index) == (True, False)
+    assert index.reader.ids[1:3] == [-63, -56]
+    found = index.search(queries, 1).rows[:, 0].tolist()
+    assert [index.reader.ids[row] for row in found] == ids[found].tolist()
+    assert index.delete([-70, np.int64(-63)]) == 2
+    more = save_vectors(tmp_path / "m", rows[:2], [10**20, -70], made_by={"encoder": "a", "normalize": True})
+    index.add(more, entries=[Entry(10**20, ["all"], "far"), Entry(-70, ["all"], "back")])
+    index.compact()
+    again = Index.open(tmp_path / "i")
+    assert [one.id for one in again] == [*ids[2:].tolist(), 10**20, -70]
+    for refused in ("7", 7.0, True, None):
+        with pytest.raises(InputError, match=f"an id is {refused!r}; expected a whole number"):
+            index.get([refused])
+    texts = save_vectors(tmp_path / "t", rows[:1], ["7"], made_by={"encoder": "a", "normalize": True})
+    with pytest.raises(InputError, match="the ids of .* are whole numbers, those of .* texts: use one kind"):
+        index.add(texts, entries=[Entry("7", [], "x")])
+    with pytest.raises(InputError, match="an id is 'x'; expected a whole number"):
+        save_vectors(tmp_path / "x", rows[:2], [1, "x"], made_by={"normalize": True})
+    with pytest.raises(InputError, match="an id is 1; expected a text"):
+        save_vectors(tmp_path / "x", rows[:2], ["x", 1], made_by={"normalize": True})
