@@ -5,7 +5,7 @@ BIN := .venv/bin
 TORCH := torch==2.13.0
 EXTRAS := cpu,embedded,eval,openvino,ray,dev
 
-.PHONY: install demo test test-slow test-gpu-wheel lint bench clean
+.PHONY: install demo test test-slow test-gpu-wheel test-databases lint bench clean
 
 install: .venv/.installed
 
@@ -34,6 +34,17 @@ test-gpu-wheel: .venv-gpu/.installed
 	.venv-gpu/bin/pip install --quiet --constraint constraints.txt 'faiss-gpu>=1.15.1,<1.16' pyarrow
 	touch $@
 
+# The clients of other search engines are not retrokit's to install either.
+test-databases: install .venv-databases/.installed
+	mkdir -p build/databases
+	PYTHONPATH=. $(BIN)/python tests/databases.py export build/databases
+	.venv-databases/bin/python tests/databases.py load build/databases
+
+.venv-databases/.installed:
+	$(PYTHON) -m venv .venv-databases
+	.venv-databases/bin/pip install --quiet lancedb milvus-lite pyarrow pymilvus qdrant-client
+	touch $@
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -43,4 +54,4 @@ bench: install
 	$(BIN)/python benchmarks/speed.py
 
 clean:
-	rm -rf .venv .venv-gpu retrokit-demo build *.egg-info
+	rm -rf .venv .venv-gpu .venv-databases retrokit-demo build *.egg-info

@@ -250,10 +250,10 @@ def export_vectors(
         wanted |= {"ids.txt": True, "passages.npy": store.has_passages, "scale.npy": scaled}
     places = {name: path if name == path.suffix else path.with_name(f"{path.stem}.{name}") for name in wanted}
     for file in places.values():
-        _refuse_file(file, overwrite=overwrite)
+        refuse_file(file, overwrite=overwrite)
     files = {name: file for name, file in places.items() if wanted[name]}
     try:
-        with _new_files(files) as new:
+        with new_files(files) as new:
             for done in _WRITERS[path.suffix](new, store, stored=stored):
                 if on_progress:
                     on_progress(done, len(store))
@@ -264,7 +264,12 @@ def export_vectors(
     return list(files.values())
 
 
-def _refuse_file(path: Path, *, overwrite: bool) -> None:
+def refuse_file(path: Path, *, overwrite: bool) -> None:
+    """Refuse to write a file where there is one, or a folder.
+
+    Raises:
+        InputError: There is.
+    """
     if path.is_dir():
         raise InputError(f"{path} is a folder; choose another --output")
     if path.exists() and not overwrite:
@@ -272,7 +277,7 @@ def _refuse_file(path: Path, *, overwrite: bool) -> None:
 
 
 @contextlib.contextmanager
-def _new_files(files: Mapping[str, Path]) -> Iterator[dict[str, Path]]:
+def new_files(files: Mapping[str, Path]) -> Iterator[dict[str, Path]]:
     """Give temporary siblings to fill, and put them in their places when the block ends well, the first one last."""
     new = {name: file.with_name(f".{file.name}.new-{os.getpid()}") for name, file in files.items()}
     try:

@@ -22,6 +22,7 @@ COMMANDS = {
     "add": "retrieval.change_commands:add",
     "delete": "retrieval.change_commands:delete",
     "compact": "retrieval.change_commands:compact",
+    "export": "retrieval.export_commands:export",
     "tune": "retrieval.tune_commands:tune",
     "show": "retrieval.commands:show",
     "vectors info": "retrieval.vector_commands:info",

@@ -262,3 +262,11 @@ def test_whole_numbers_are_deleted_by_their_digits(tmp_path):
     assert "1 documents deleted" in retrokit("delete", tmp_path / "i", "12").output
     assert [one.id for one in Index.open(tmp_path / "i")] == [10, 11, 13, 14]
     assert "an id is 'x'; the ids of this index are whole numbers" in error_of("delete", tmp_path / "i", "x")
+
+
+def test_export(index, tmp_path):
+    from pyarrow import parquet
+
+    assert "50 documents, 32 dimensions" in retrokit("export", index, "--output", tmp_path / "o.parquet").output
+    assert parquet.read_table(tmp_path / "o.parquet").column_names == ["id", "vector", "text"]
+    assert "already exists" in error_of("export", index, "--output", tmp_path / "o.parquet")
