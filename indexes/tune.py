@@ -155,7 +155,7 @@ class Tuning:
         start = time.perf_counter()
         names = factories or candidates(self.base.dense.rows, self.base.dense.dim)
         with threads(self.goal.threads):
-            points = self._measured(self._affordable(list(dict.fromkeys(names))))
+            points = self._measured(self._affordable(list(dict.fromkeys(names))), lenient=factories is None)
         chosen = fastest(points, self.goal, 1)
         if not chosen:
             raise InputError(refusal(points, self.goal))
@@ -188,14 +188,22 @@ class Tuning:
             )
         return left
 
-    def _measured(self, factories: Sequence[str]) -> list[Point]:
+    def _measured(self, factories: Sequence[str], *, lenient: bool) -> list[Point]:
+        """Measure one after the other, or pass over what FAISS cannot build (lenient)."""
         rows = self.base.dense.rows
         trial = Trial.of(self.queries, self.base.targets, self.goal)
         if rows > _SAMPLE:
             factories = self._in_order(factories)
         points: list[Point] = []
         for factory in factories:
-            here = trial.sweep(self.candidate(factory))
+            try:
+                candidate = self.candidate(factory)
+            except InputError as refused:
+                if not lenient:
+                    raise
+                self._report(f"passed over: {refused}")
+                continue
+            here = trial.sweep(candidate)
             self._report(_summary(factory, here, self.goal))
             points += here
             if rows > _SAMPLE and any(one.meets(self.goal) for one in here):

@@ -213,6 +213,15 @@ def test_nothing_is_relaxed_and_the_index_stays_as_it_was(index):
     assert index.explain().startswith("Flat, as it was asked for; its recall and its times were not measured")
 
 
+def test_of_our_own_candidates_what_cannot_be_built_is_passed_over(index, monkeypatch):
+    monkeypatch.setattr(tune, "candidates", lambda count, dim: ["IVF4096,Flat", "HNSW8"])
+    lines = []
+    assert index.tune(QUERIES, Goal(recall=0.8), report=lines.append).chosen.factory == "HNSW8"
+    assert any(line.startswith("passed over: FAISS cannot build 'IVF4096,Flat'") for line in lines)
+    with pytest.raises(InputError, match="FAISS cannot build 'IVF4096,Flat'"):
+        index.tune(QUERIES, Goal(recall=0.8), factories=["IVF4096,Flat", "HNSW8"])
+
+
 def test_memory_is_a_limit(index):
     limit = structure_bytes("HNSW8_SQ8", N, D) / 1e9 * 1.01
     tuned = index.tune(QUERIES, Goal(recall=0.9, memory_gb=limit), factories=FACTORIES)
