@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from indexes.exact import search_exact
     from indexes.hits import Hits, Within
     from indexes.index import Index
-    from indexes.lexical import Lexical
+    from indexes.lexical import Impacts, Lexical
     from indexes.operating_points import Goal, Point
     from indexes.reader import Reader, Stored
     from indexes.segments import Entry
@@ -27,6 +27,7 @@ __all__ = [
     "Entry",
     "Goal",
     "Hits",
+    "Impacts",
     "Index",
     "InputError",
     "Lexical",
@@ -49,6 +50,7 @@ _HOMES = {
     "Entry": "segments",
     "Goal": "operating_points",
     "Hits": "hits",
+    "Impacts": "lexical",
     "Index": "index",
     "InputError": "errors",
     "Lexical": "lexical",

@@ -18,10 +18,10 @@ from indexes.faiss_files import leave
 from indexes.generations import KIND, Change, changing, file_name, opened
 from indexes.gpu import clustering_on
 from indexes.hits import Hits, Within
-from indexes.lexical import K1, B
 from indexes.live import (
     LiveSegment,
     added,
+    lexical_record,
     live_segments,
     merged,
     moments_without,
@@ -123,7 +123,7 @@ class Index:
                 "metric": "cosine" if vectors.made_by.get("normalize") else "ip",
                 "factory": factory,
                 "analyzer": analyzer,
-                "bm25": None if entries is None else {"k1": K1, "b": B},
+                **lexical_record(segment),
                 "attributes": None if segment.attributes is None else segment.attributes.types,
                 "dim": vectors.dim,
                 "documents": len(segment),

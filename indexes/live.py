@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from indexes.errors import InputError
 from indexes.faiss_files import Prepare, leave
 from indexes.generations import PLOT, Change, file_name, work_folder
+from indexes.lexical import K1, B, Impacts
 from indexes.manifest import differences
 from indexes.moments import ScoreMoments
 from indexes.names import WHOLE
@@ -24,7 +25,7 @@ from indexes.vectors import VectorStore, joined_corpus
 SMALL = 20_000
 """Documents: fewer are searched exactly about as fast as with FAISS' help."""
 _LIKE = 2
-_KEPT = ("build", "made_by", "encoding", "metric", "factory", "analyzer", "bm25", "dim", "tuned")
+_KEPT = ("build", "made_by", "encoding", "metric", "factory", "analyzer", "bm25", "impacts", "dim", "tuned")
 _BLOCK = 65_536
 _LONG = ("long_documents", "passage_tokens", "overlap")
 _CANCELS = 1e3
@@ -49,6 +50,14 @@ class LiveSegment(NamedTuple):
 def record(name: str, segment: Segment, factory: str) -> dict[str, Any]:
     """What the manifest says of a segment."""
     return {"name": name, "documents": len(segment), "rows": segment.dense.rows, "factory": factory}
+
+
+def lexical_record(segment: Segment) -> dict[str, Any]:
+    """What the manifest says of the inverted lists of an index: of BM25 its parameters, or that they hold weights."""
+    postings = segment.postings
+    if postings is None or postings.weighted:
+        return {"bm25": None, "impacts": postings is not None}
+    return {"bm25": {"k1": K1, "b": B}, "impacts": False}
 
 
 def live_segments(reader: Reader, live: NDArray[np.bool_] | None = None) -> list[LiveSegment]:
@@ -147,6 +156,10 @@ def added(
     factory = "Flat" if len(vectors) < SMALL else reader.factory
     factory = write_segment(path, vectors, factory, entries, attributes, known=reader.attributes, lenient=True)
     segment = Segment(path)
+    if segment.postings is not None and segment.postings.weighted != isinstance(reader.lexical, Impacts):
+        kinds = ("terms, for BM25", "weights of terms")
+        mine, yours = kinds[not segment.postings.weighted], kinds[segment.postings.weighted]
+        raise InputError(f"{reader.folder} holds {mine}; the entries have {yours}: give what it holds")
     held.append(LiveSegment(record(path.name, segment, factory), segment, None))
     if begin < len(held) - 1:  # what is added little by little is merged now and then
         count = sum(one.documents for one in held[begin:])

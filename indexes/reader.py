@@ -13,7 +13,7 @@ from indexes.dense import Dense, LocalDense
 from indexes.efforts import DEFAULT, Effort
 from indexes.errors import InputError
 from indexes.hits import Hits, Within
-from indexes.lexical import Lexical
+from indexes.lexical import Impacts, Lexical
 from indexes.manifest import differences
 from indexes.moments import ScoreMoments
 from indexes.names import WHOLE, Id, text_of
@@ -57,7 +57,7 @@ class Reader:
         segments: The segments, in the order of their rows.
         dense: What searches their vectors.
         device: Where; None: the processor.
-        lexical: The BM25 part, or None.
+        lexical: The inverted lists: BM25, or learned weights (`Impacts`); or None.
         attributes: Typed values of each document to filter by, or None.
         moments: Mean and covariance of the vectors that are not deleted, for fusion.
         corpus: `source` and `fingerprint` of the corpus.
@@ -107,10 +107,11 @@ class Reader:
         self.ids = _Ids(self)
         self.live = self._read_live(manifest["deleted"])
         self.moments = ScoreMoments.open(folder / manifest["moments"])
-        self.lexical: Lexical | None = None
-        if manifest["bm25"] is not None:
+        self.lexical: Lexical | Impacts | None = None
+        if manifest["bm25"] is not None or manifest.get("impacts"):
             parts = [(one.postings, some) for one, some in zip(self.segments, self.of_segments(self.live), strict=True)]
-            self.lexical = Lexical([(one, some) for one, some in parts if one is not None], **manifest["bm25"])
+            lists = [(one, some) for one, some in parts if one is not None]
+            self.lexical = Impacts(lists) if manifest.get("impacts") else Lexical(lists, **manifest["bm25"])
         self.attributes: Attributes | None = None
         if manifest["attributes"] is not None:
             self.attributes = joined_attributes(self.segments, manifest["attributes"])

@@ -19,7 +19,7 @@ from indexes.faiss_files import Prepare, build_faiss, leave, load_faiss, stored_
 from indexes.hits import Hits
 from indexes.names import WHOLE, Id, Names, text_of
 from indexes.passages import Passages, check_passages
-from indexes.postings import Postings
+from indexes.postings import Postings, Terms
 from indexes.targets import Targets
 from indexes.texts import Texts, TextsWriter
 from indexes.vectors import Rows, VectorStore
@@ -36,8 +36,8 @@ class Entry(NamedTuple):
     """What an index keeps of one document beside its vector."""
 
     id: Id
-    terms: Sequence[str]
-    """For BM25."""
+    terms: Terms
+    """For BM25; or, for learned sparse retrieval, the weight of each term, in all entries or in none."""
     text: str
     """Shown with a hit."""
     attributes: Mapping[str, Any] | None = None
@@ -317,7 +317,7 @@ def _write_entries(folder: Path, entries: Iterable[Entry], attributes: list[Mapp
     """Write the texts, add each entry's attributes to the list, and give the inverted lists."""
     with TextsWriter(folder) as writer:
 
-        def terms() -> Iterator[Sequence[str]]:
+        def terms() -> Iterator[Terms]:
             for entry in entries:
                 writer.add(str(entry.id), entry.text)
                 attributes.append(entry.attributes)

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from indexes.errors import InputError
 from indexes.hits import Hits, top
+from indexes.postings import Terms
 from indexes.reader import Reader
 
 WEIGHT = 0.5
@@ -39,7 +40,7 @@ def reciprocal_ranks(ranks: NDArray[np.int64], k: int = RRF_K) -> NDArray[np.flo
 def search_z_scores(
     reader: Reader,
     queries: NDArray[np.float32],
-    terms: Sequence[Sequence[str]],
+    terms: Sequence[Terms],
     k: int,
     weight: float = WEIGHT,
     keep: NDArray[np.bool_] | None = None,
@@ -73,7 +74,7 @@ def search_z_scores(
 def search_min_max(
     reader: Reader,
     queries: NDArray[np.float32],
-    terms: Sequence[Sequence[str]],
+    terms: Sequence[Terms],
     k: int,
     weight: float = MIN_MAX_WEIGHT,
     keep: NDArray[np.bool_] | None = None,
@@ -100,10 +101,28 @@ def search_min_max(
     return search_scaled(reader, queries, terms, k, dense, lambda scores: Scale(0.0, scores.max()), weight, keep)
 
 
+def search_sums(
+    reader: Reader,
+    queries: NDArray[np.float32],
+    terms: Sequence[Terms],
+    k: int,
+    weight: float = 1.0,
+    keep: NDArray[np.bool_] | None = None,
+) -> Hits:
+    """Rank by dense + weight · lexical, as they are: for learned weights that were trained to be added to dense scores.
+
+    Args: as `search_z_scores`; the terms are {term: weight} for an index of learned weights.
+
+    Source: the hybrid score of DupMAE, Xiao, Liu, Shao and Cao, "RetroMAE-2" (ACL 2023).
+    """
+    plain = Scale(0.0, 1.0)
+    return search_scaled(reader, queries, terms, k, [plain] * len(queries), lambda scores: plain, weight, keep)
+
+
 def search_scaled(
     reader: Reader,
     queries: NDArray[np.float32],
-    terms: Sequence[Sequence[str]],
+    terms: Sequence[Terms],
     k: int,
     dense_scales: Sequence[Scale],
     lexical_scale: Callable[[NDArray[np.float64]], Scale],
@@ -153,7 +172,7 @@ def search_scaled(
 def search_reciprocal_ranks(
     reader: Reader,
     queries: NDArray[np.float32],
-    terms: Sequence[Sequence[str]],
+    terms: Sequence[Terms],
     k: int,
     weight: float = 1.0,
     keep: NDArray[np.bool_] | None = None,
@@ -206,6 +225,6 @@ def _fuse_one(
     return best, bool(np.partition(fused, -k)[-k] > last)
 
 
-def _lexical_scores(reader: Reader, terms: Sequence[str]) -> NDArray[np.float64]:
+def _lexical_scores(reader: Reader, terms: Terms) -> NDArray[np.float64]:
     assert reader.lexical is not None  # noqa: S101 - the retriever offers this mode only with a BM25 part
     return reader.lexical.scores(terms).astype(np.float64)

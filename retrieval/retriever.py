@@ -23,7 +23,7 @@ from retrieval.fusion import MIN_MAX_WEIGHT, WEIGHT, search_min_max, search_reci
 from retrieval.passages import LongDocuments
 
 MODES = ("lexical", "dense", "hybrid")
-FUSIONS = {
+FUSIONS: dict[str, Any] = {
     "zscore": (search_z_scores, WEIGHT),
     "minmax": (search_min_max, MIN_MAX_WEIGHT),
     "rrf": (search_reciprocal_ranks, 1.0),
@@ -211,7 +211,7 @@ class Retriever:
     @property
     def modes(self) -> tuple[str, ...]:
         """The modes this index can be searched in."""
-        return MODES if self.index.reader.lexical else ("dense",)
+        return MODES if self._analyzer is not None else ("dense",)
 
     def add(self, documents: Iterable[Any], *, attributes: Sequence[str] = ()) -> None:
         """Encode documents and add them to the index.
