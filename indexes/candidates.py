@@ -33,14 +33,17 @@ def _divisor(dim: int, most: int) -> int:
     return max((one for one in range(1, most + 1) if dim % one == 0), default=1)
 
 
-def structure_bytes(factory: str, count: int, dim: int) -> int:
-    """How many bytes FAISS' file of so many vectors takes, within some percent.
+def structure_bytes(factory: str, count: int, dim: int) -> int | None:
+    """How many bytes FAISS' file of so many vectors takes, within some percent; None where FAISS does not tell.
 
     Raises:
         InputError: FAISS does not know the factory string.
     """
     index = empty_index(factory, dim)  # to be held: what FAISS gives of its parts does not keep it alive
-    return math.ceil(_bytes(load_faiss(), index, count))
+    try:
+        return math.ceil(_bytes(load_faiss(), index, count))
+    except RuntimeError:
+        return None
 
 
 def _bytes(faiss: Any, index: Any, count: int) -> float:

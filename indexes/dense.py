@@ -28,10 +28,6 @@ class Dense(Protocol):
         """Exact scores of each query with its own documents, by row (q, m); -inf where a row is -1."""
         ...
 
-    def close(self) -> None:
-        """End what it has started."""
-        ...
-
 
 class LocalDense:
     """Searches segments in this process, one after the other; see `Dense`.
@@ -80,9 +76,6 @@ class LocalDense:
             if here.any():
                 np.maximum(out, segment.targets.scores(queries, np.where(here, rows - first, -1)), out=out)
         return out
-
-    def close(self) -> None:
-        """Nothing was started."""
 
     def _parts(self, keep: NDArray[np.bool_] | None) -> Iterator[tuple[int, Segment, NDArray[np.bool_] | None]]:
         """The first row of each segment, it, and which of its documents to keep."""

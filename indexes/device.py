@@ -123,9 +123,12 @@ class DeviceSearch:
         return first, torch.tensor(rows, device=self.device), owners  # (a copy: the chunk's rows are used again)
 
     def _error(self, dim: int) -> float:
-        # Other precisions than the highest let GPUs round the factors, to no fewer bits than bfloat16 has.
-        exact = self._torch.get_float32_matmul_precision() == "highest"
-        return float32_error(dim) if exact else bfloat16_error(dim)
+        # Other precisions than the highest let GPUs round both factors, to no fewer bits than bfloat16 has.
+        try:
+            exact = self._torch.get_float32_matmul_precision() == "highest"
+        except RuntimeError:  # it was set for one device, by torch's newer way
+            exact = False
+        return float32_error(dim) if exact else (1 + bfloat16_error(dim)) ** 2 - 1
 
     def _free_bytes(self) -> float:
         if self.device.type != "cuda":

@@ -25,7 +25,8 @@ class Effort(NamedTuple):
 
     Where FAISS refines what it finds (`…,Refine(SQ8)`): how many it refines, 8 by default; twice as many as there are
     hits are then scored again from the raw vectors. 0: none is, and scores are FAISS' own, which are off in the last
-    digits, or in the first where vectors are compressed; hits come a little sooner, and no raw vector is read.
+    digits, or in the first where vectors are compressed; hits come a little sooner, and no raw vector is read. (But
+    documents of several passages are always scored by all of them.)
     """
 
     def check(self) -> None:
@@ -88,11 +89,12 @@ def search_parameters(faiss: Any, index: Any, effort: Effort) -> Any:
         return faiss.SearchParametersIVF(nprobe=min(index.nlist, effort.nprobe or usual_nprobe(index.nlist)))
     inside = _inside(faiss, index)
     inner = None if inside is None else search_parameters(faiss, inside, effort)
+    if isinstance(index, faiss.IndexRefine):
+        given = {} if inner is None else {"base_index_params": inner}
+        return faiss.IndexRefineSearchParameters(k_factor=_k_factor(effort), **given)
     if inner is None:
         return None
-    if isinstance(index, faiss.IndexPreTransform):
-        return faiss.SearchParametersPreTransform(index_params=inner)
-    return faiss.IndexRefineSearchParameters(base_index_params=inner, k_factor=_k_factor(effort))
+    return faiss.SearchParametersPreTransform(index_params=inner)
 
 
 def ladder(faiss: Any, index: Any, *, compressed: bool) -> list[list[Effort]]:

@@ -82,7 +82,8 @@ def _schema(reader: Reader) -> pa.Schema:
 def _batches(reader: Reader, schema: pa.Schema) -> Iterator[tuple[int, pa.RecordBatch]]:
     """Yield (documents so far, record batch) over all segments."""
     done = 0
-    step = max(1, _NUMBERS // reader.dim)
+    vectors = sum(one.dense.rows for one in reader.segments) / max(reader.rows, 1)  # of a document
+    step = max(1, int(_NUMBERS / (reader.dim * max(vectors, 1))))
     for first, segment, live in zip(reader.starts, reader.segments, reader.of_segments(reader.live), strict=False):
         numbers = np.arange(len(segment)) if live is None else np.flatnonzero(live)
         for begin in range(0, len(numbers), step):

@@ -19,7 +19,7 @@ from indexes.manifest import MANIFEST, read_manifest, sole_writer, sync, whole_m
 
 KIND = "index"
 _OURS = re.compile(
-    r"(segment|moments|deleted|tuned)-\d{6,}(-\d+)?(\.npy|\.new|\.json|\.json\.svg)?|\.manifest\.json\.\d+"
+    r"(segment|moments|deleted|tuned)-\d{6,}(-\d+)?(\.npy|\.new|\.json|\.json\.svg)?|\.(manifest|tuned-\d{6,})\.json\.\d+"
 )
 PLOT = "{}.svg"
 """The name of the plot beside a table of what tuning measured."""

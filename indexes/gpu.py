@@ -23,7 +23,7 @@ def device_number(device: Any) -> int:
             empty index in the last case, without a word.
     """
     if device.type != "cuda":
-        raise InputError(f"device is {device}; FAISS runs on the processor or on cuda")
+        raise InputError(f"device is {device}; FAISS knows cuda, and the processor if no device is given: leave it out")
     faiss = load_faiss()
     if not hasattr(faiss, "StandardGpuResources"):
         raise InputError(

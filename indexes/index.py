@@ -96,6 +96,7 @@ class Index:
         """
         folder = Path(folder)
         _check_segments(segments)
+        segments = max(1, min(segments, vectors.documents))
         prepare = leave if device is None else clustering_on(checked_device(device))
         factory = usual_factory(len(vectors)) if factory == AUTO else factory
         with contextlib.ExitStack() as stack:
@@ -172,7 +173,6 @@ class Index:
                 "size",
                 before.manifest["files"] if before.manifest["build"] == _build_of(self.folder) else None,
             )
-            before.dense.close()
             return True
 
     def __len__(self) -> int:

@@ -19,7 +19,7 @@ from indexes.operating_points import Goal
 from indexes.plots import plot
 from indexes.reader import Reader
 from indexes.segments import Entry, Segment, joined_attributes, merge_segments, over_another_file, write_segment
-from indexes.tune import Report, Tuning
+from indexes.tune import Report, Tuning, check_asked
 from indexes.vectors import VectorStore, joined_corpus
 
 SMALL = 20_000
@@ -218,19 +218,18 @@ def retuned(
     report: Report,
 ) -> Reader:
     """Tune a generation, publish the next one, built and searched as was chosen, and give it. See `Index.tune`."""
+    if reader.device is not None:
+        raise InputError(f"{reader.folder} is opened on {reader.device}; tuning is on the processor: open it without")
+    check_asked(len(queries), goal, len(reader))
     held = live_segments(reader)
     path, work = change.path("segment"), work_folder(reader.folder, reader.manifest)
     work.mkdir(parents=True, exist_ok=True)
     whole = len(held) == 1 and held[0].live is None
-    if not whole:
-        path = path.with_name(f"{path.name}.new")
-        held = [merged(change, held, "Flat", path)]
-    (base,) = held
+    base = held[0] if whole else _kept_merge(held, work / "all")
     tuning = Tuning(queries, goal, base.segment, base.record["factory"], work, report)
     tuned = tuning.run(factories, source)
     factory = tuned.chosen.factory
     if not whole or factory != base.record["factory"]:
-        path = change.path("segment")
         path.mkdir()
         over_another_file(path, base.segment, tuning.file(factory))
         segment = Segment(path)
@@ -240,8 +239,20 @@ def retuned(
     tuned.save(table)
     plot(tuned, table.with_name(PLOT.format(table.name)))
     published = publish(change, reader, [base], reader.moments, factory=factory, tuned=table.name)
-    shutil.rmtree(work.parent)
+    shutil.rmtree(work.parent, ignore_errors=True)
     return published
+
+
+def _kept_merge(held: Sequence[LiveSegment], path: Path) -> LiveSegment:
+    """All live documents as one exact segment, written to a place where it is found next time."""
+    if not path.is_dir():
+        new = path.with_name(f"{path.name}.new")
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir()
+        merge_segments(new, [one.segment for one in held], [one.live for one in held], "Flat")
+        new.rename(path)
+    segment = Segment(path)
+    return LiveSegment(record(path.name, segment, "Flat"), segment, None)
 
 
 def publish(

@@ -6,7 +6,13 @@ from typing import Any
 from indexes.operating_points import Point
 from indexes.tuned import Tuned
 
-_STYLE = {"svg.hashsalt": "retrokit", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
+_STYLE = {
+    "svg.hashsalt": "retrokit",
+    "svg.fonttype": "none",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
 
 
 def plot(tuned: Tuned, path: Path) -> None:

@@ -308,7 +308,9 @@ class Reader:
         """Why it is searched as it is: what tuning measured, and what has changed since; some lines."""
         if self.tuned is None:
             return f"{self.factory}, as it was asked for; its recall and its times were not measured (retrokit tune)"
-        return self.tuned.explain(len(self), {one.folder.name: len(one) for one in self.segments})
+        masks = self.of_segments(self.live)
+        live = [len(one) if some is None else int(some.sum()) for one, some in zip(self.segments, masks, strict=True)]
+        return self.tuned.explain(len(self), dict(zip((one.folder.name for one in self.segments), live, strict=True)))
 
     def _place(self, row: int) -> tuple[Segment, int]:
         """The segment of a row, and its row there."""

@@ -82,6 +82,8 @@ class Segment:
     @cached_property
     def dense(self) -> Approximate:
         """The FAISS part, over vectors, opened when it is first asked for."""
+        if not self.file.is_file():
+            raise InputError(f"{self.file} is not there any more, as the index was changed; refresh")
         raw = map_array(self.folder / _VECTORS) if (self.folder / _VECTORS).is_file() else None
         opened = Approximate(self.folder / _DENSE, raw)
         rows = len(self.ids if self.table is None else self.table)
@@ -215,10 +217,10 @@ def merge_segments(
 
 
 def over_another_file(folder: Path, segment: Segment, file: Path) -> None:
-    """Write a new segment of the same documents over another FAISS file, which is moved there.
+    """Write a new segment of the same documents over another FAISS file.
 
     Args:
-        folder: An empty folder on the same disk: what stays as it is, is linked.
+        folder: An empty folder; on the same disk files are linked, else copied.
         segment: Of which no vector is left out.
         file: What `build_faiss` wrote over its rows.
     """
@@ -227,7 +229,7 @@ def over_another_file(folder: Path, segment: Segment, file: Path) -> None:
         if path.is_file() and path not in (segment.file, segment.folder / _VECTORS):
             place.parent.mkdir(exist_ok=True)
             _link(path, place)
-    file.rename(folder / _DENSE)
+    _link(file, folder / _DENSE)
     vectors = segment.dense.targets
     _keep_raw_rows(JoinedRows([(vectors, np.arange(len(vectors)))]), folder)
 

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -115,6 +116,7 @@ class ProcessWorker:
 
     def __init__(self, share: Share) -> None:
         self._waiting: dict[int, Future[Any]] = {}
+        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._numbers = itertools.count()
         self._lock = threading.Lock()
         self._pipe, theirs = connection.Pipe()
@@ -129,7 +131,8 @@ class ProcessWorker:
         theirs.close()
         self._gone: ShardLost | None = None
         self.opened = self.ask("open", share)
-        threading.Thread(target=self._receive, name="receive", daemon=True).start()
+        for work in (self._send, self._receive):
+            threading.Thread(target=work, name=work.__name__, daemon=True).start()
 
     def ask(self, what: str, *arguments: Any) -> Future[Any]:
         """See `Worker`."""
@@ -140,14 +143,19 @@ class ProcessWorker:
                 return answer
             number = next(self._numbers)
             self._waiting[number] = answer
-            with contextlib.suppress(OSError):  # if it is gone, the receiving thread says so
-                self._pipe.send((number, what, arguments))
+        self._requests.put((number, what, arguments))
         return answer
 
     def stop(self) -> None:
         """See `Worker`."""
         self.process.kill()
         self.process.wait()
+
+    def _send(self) -> None:
+        """Hand requests to the worker: by a thread, as the pipe takes no more while the worker is busy or silent."""
+        with contextlib.suppress(OSError):  # if it is gone, the receiving thread says so
+            while (request := self._requests.get()) is not None:
+                self._pipe.send(request)
 
     def _receive(self) -> None:
         """Hand answers to those who wait for them, until the worker is gone."""
@@ -169,6 +177,7 @@ class ProcessWorker:
         with self._lock:
             self._gone = ShardLost(f"the worker process {self.process.pid} {how}")
             waiting, self._waiting = self._waiting, {}
+        self._requests.put(None)
         for answer in waiting.values():
             answer.set_exception(self._gone)
         self._pipe.close()

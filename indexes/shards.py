@@ -4,6 +4,7 @@ import contextlib
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from pathlib import Path
@@ -66,8 +67,10 @@ class ShardedDense:
         self._closed = False
         self._searching = 0
         self._rows = sum(share.rows for share in parts)
-        self._workers = [start(share) for share in parts]
+        self._workers: list[Worker] = []
+        self._end = weakref.finalize(self, _stop_all, self._workers)
         try:
+            self._workers += map(start, parts)
             for worker, share in zip(self._workers, parts, strict=True):
                 self._opened(worker, share)
         except BaseException:
@@ -83,22 +86,31 @@ class ShardedDense:
 
     def search(self, queries: NDArray[np.float32], k: int, keep: NDArray[np.bool_] | None, effort: Effort) -> Hits:
         """The best k of the documents to keep (n,), None being all that live, or as many as there are."""
-        rows, scores, _ = self.answer(queries, k, keep, effort)
+        rows, scores, _ = self.answer(queries, k, keep, effort, degrade=False)
         return Hits(rows, scores)
 
-    def answer(self, queries: NDArray[np.float32], k: int, keep: NDArray[np.bool_] | None, effort: Effort) -> Answer:
-        """The same, and of which share of the documents."""
+    def answer(
+        self,
+        queries: NDArray[np.float32],
+        k: int,
+        keep: NDArray[np.bool_] | None,
+        effort: Effort,
+        *,
+        degrade: bool | None = None,
+    ) -> Answer:
+        """The same, and of which share of the documents; of all, where it must not degrade."""
+        degrade = self._degrade if degrade is None else degrade
 
         def ask(worker: Worker, share: Share) -> Future[Any]:
             return worker.ask("search", queries, k, self._kept(share, keep), effort)
 
         found, rows = [], 0
-        for share, hits in self._all(ask):
+        for share, hits in self._all(ask, degrade=degrade):
             rows += share.rows
             found.append(Hits(_moved(hits.rows, share), hits.scores))
         count = min(k, sum(one.rows.shape[1] for one in found))
         hits = merge(found, count) if count else nothing(len(queries), 0)
-        return Answer(hits.rows, hits.scores, rows / max(self._rows, 1))
+        return Answer(hits.rows, hits.scores, rows / self._rows if self._rows else 1.0)
 
     def within(self, queries: NDArray[np.float32], least: float, keep: NDArray[np.bool_] | None) -> Within:
         """All documents to keep whose score is at least so much."""
@@ -121,19 +133,17 @@ class ShardedDense:
         return out
 
     def close(self) -> None:
-        """End the workers, once the searches that are under way have ended."""
+        """End the workers, once the searches that are under way have ended; else they end with this object."""
         with self._lock:
             self._closed = True
             self._lock.wait_for(lambda: not self._searching, self._patience)
-            for worker in self._workers:
-                with contextlib.suppress(Exception):
-                    worker.stop()
+            self._end()
 
     def _kept(self, share: Share, keep: NDArray[np.bool_] | None) -> NDArray[np.uint8] | None:
         """What a worker is to keep; None: all that live, which it knows."""
         return None if keep is self._live else share.of(np.ones(self._rows, bool) if keep is None else keep)
 
-    def _all(self, ask: Asked) -> Iterator[tuple[Share, Any]]:
+    def _all(self, ask: Asked, *, degrade: bool = False) -> Iterator[tuple[Share, Any]]:
         """What every worker answers, or with `degrade` those that can.
 
         Raises:
@@ -144,54 +154,58 @@ class ShardedDense:
                 raise ShardLost("the workers were ended; open the index again")
             self._searching += 1
         try:
-            yield from self._answers(ask)
+            yield from self._answers(ask, degrade=degrade)
         finally:
             with self._lock:
                 self._searching -= 1
                 self._lock.notify_all()
 
-    def _answers(self, ask: Asked) -> Iterator[tuple[Share, Any]]:
+    def _answers(self, ask: Asked, *, degrade: bool) -> Iterator[tuple[Share, Any]]:
         end = time.monotonic() + self._patience
-        asked = [(number, *self._ask(number, ask)) for number in range(len(self._shares))]
+        asked = [(number, *self._ask(number, ask, degrade=degrade)) for number in range(len(self._shares))]
         wait([future for *_, future in asked], self._patience)
         answered, why = 0, ""
         for number, worker, future in asked:
             share = self._shares[number]
             try:
-                answer = self._answer(number, worker, future, ask, end)
+                answer = self._answer(number, worker, future, ask, end, degrade=degrade)
             except ShardLost as lost:
-                if not self._degrade:
+                if not degrade:
                     raise
                 why = str(lost)
             else:
                 answered += 1
                 yield share, answer
-        if not answered:
+        if asked and not answered:
             raise ShardLost(f"no worker answers ({why})")
 
-    def _ask(self, number: int, ask: Asked) -> tuple[Worker, Future[Any]]:
+    def _ask(self, number: int, ask: Asked, *, degrade: bool) -> tuple[Worker, Future[Any]]:
         with self._lock:
             worker = self._workers[number]
-        if self._degrade and not worker.opened.done():
+        if degrade and not worker.opened.done():
             opening: Future[Any] = Future()
             opening.set_exception(_Opening("it is being opened"))
             return worker, opening
         return worker, ask(worker, self._shares[number])
 
-    def _answer(self, number: int, worker: Worker, future: Future[Any], ask: Asked, end: float) -> Any:
+    def _answer(
+        self, number: int, worker: Worker, future: Future[Any], ask: Asked, end: float, *, degrade: bool
+    ) -> Any:
         name = f"shard {number + 1} of {len(self._shares)} ({', '.join(self._shares[number].segments)})"
         while True:
             try:
                 return future.result(max(0.0, end - time.monotonic()))
             except TimeoutError:
-                raise ShardLost(f"{name} has not answered in {self._patience:g} s; search again") from None
+                self._replace(number, worker)
+                said = f"{name} has not answered in {self._patience:g} s; it is started again"
+                raise ShardLost(said) from None
             except ShardLost as lost:
                 if not isinstance(lost, _Opening):
                     self._replace(number, worker)
-                if self._degrade or time.monotonic() > end:
+                if degrade or time.monotonic() > end:
                     raise ShardLost(f"{name}: {lost}; it is started again") from None
                 time.sleep(_PAUSE)
-                worker, future = self._ask(number, ask)
+                worker, future = self._ask(number, ask, degrade=degrade)
 
     def _replace(self, number: int, lost: Worker) -> None:
         """Start a worker anew, unless that was done already."""
@@ -209,6 +223,12 @@ class ShardedDense:
             raise ShardLost(said) from None
 
 
+def _stop_all(workers: list[Worker]) -> None:
+    for worker in workers:
+        with contextlib.suppress(Exception):
+            worker.stop()
+
+
 class _Opening(ShardLost):
     """A worker was started again and has not opened its segments yet."""
 
@@ -220,9 +240,6 @@ class Unsearched:
         raise ShardLost("the workers are not started yet")
 
     search = within = scores = _refuse
-
-    def close(self) -> None:
-        """Nothing to end."""
 
 
 class ShardedIndex(Index):
@@ -237,8 +254,9 @@ class ShardedIndex(Index):
         workers: How many.
         ray: The address of a Ray cluster, or true for the one this process is connected to, else a new one here; None:
             processes of this machine.
-        on_loss: What searches do while a worker that was lost is started again. `fail`: wait, and fail if that takes
-            too long. `degrade`: answer without its part, and say with which coverage.
+        on_loss: What `search` does while a worker that was lost is started again. `fail`: wait, and fail if that takes
+            too long. `degrade`: answer without its part, and say with which coverage; all else, and a `Retriever`, has
+            nothing to say it by, and waits.
         patience: Seconds that a search waits for a worker.
         threads: Of each worker; None: the cores, divided among them.
         check: How much of the files is compared with their checksums, here and once; see `Index.open`.
@@ -265,8 +283,8 @@ class ShardedIndex(Index):
                 raise InputError(f"{name} is {value}; expected at least 1")
         if not patience > 0:
             raise InputError(f"patience is {patience} s; expected more than 0")
-        self._start, cores = _starter(ray)
-        self._workers, self._threads = workers, threads or max(1, cores // workers)
+        self._start, self._cores = _starter(ray)
+        self._workers, self._threads = workers, threads
         self._on_loss, self._patience = on_loss, patience
         folder = Path(folder)
         super().__init__(folder, opened(folder, lambda manifest: self._read(folder, manifest), check))
@@ -286,7 +304,7 @@ class ShardedIndex(Index):
 
     def close(self) -> None:
         """End the workers."""
-        self.reader.dense.close()
+        self._dense.close()
 
     @property
     def coverage(self) -> float:
@@ -306,13 +324,10 @@ class ShardedIndex(Index):
         Raises:
             ShardLost: A worker is lost or silent for too long; with `degrade`: all are.
         """
-        while True:
-            reader, dense = self.reader, self._dense
-            try:
-                return dense.answer(*reader.asked(queries, k, filter, effort))
-            except ShardLost:
-                if reader is self.reader:  # else it was refreshed this moment
-                    raise
+        reader = self.reader
+        dense = reader.dense
+        assert isinstance(dense, ShardedDense)  # noqa: S101 - for the type checker
+        return dense.answer(*reader.asked(queries, k, filter, effort))
 
     @property
     def _dense(self) -> ShardedDense:
@@ -323,7 +338,8 @@ class ShardedIndex(Index):
     def _read(self, folder: Path, manifest: Mapping[str, Any], before: Reader | None = None) -> Reader:
         reader = Reader(folder, manifest, before, dense=Unsearched())
         segments = [(one["name"], one["documents"]) for one in manifest["segments"]]
-        parts = shares(folder, segments, reader.live, self._workers, self._threads)
+        each = self._threads or max(1, self._cores // max(1, min(self._workers, len(segments))))
+        parts = shares(folder, segments, reader.live, self._workers, each)
         reader.dense = ShardedDense(parts, reader.live, self._start, self._on_loss, self._patience)
         return reader
 

@@ -1,4 +1,4 @@
-"""Tuning: try indexes and efforts on real queries, against exact search, until a goal is met for certain."""
+"""Tuning: indexes and efforts tried on real queries, against exact search, until a goal is met."""
 
 import contextlib
 import math
@@ -21,6 +21,7 @@ from indexes.errors import InputError
 from indexes.exact import search_exact
 from indexes.faiss_files import build_faiss
 from indexes.hits import Hits
+from indexes.manifest import sync
 from indexes.operating_points import Goal, Point, fastest, least_mean, recalls, refusal
 from indexes.passages import Passages
 from indexes.segments import JoinedRows, Segment
@@ -30,8 +31,8 @@ from indexes.vectors import Rows
 
 LEAST_QUERIES = 50
 _SAMPLE = 200_000
-_CALLS = 100
-_FINALISTS = 3
+_CALLS, _LEAST_CALLS = 100, 40
+_FINALISTS = 10
 _ROUNDS = 3
 _PLATEAU = 5e-4
 _SLACK = 1.2
@@ -71,19 +72,23 @@ class Trial(NamedTuple):
         size = self.goal.batch
         queries = self.queries[: _CALLS * size] if candidate.exact else self.queries
         parts = [np.ascontiguousarray(queries[first : first + size]) for first in range(0, len(queries), size)]
+        repeats = math.ceil(_LEAST_CALLS / len(parts))
         found: list[NDArray[np.float32]] = []
         seconds: list[list[float]] = []
-        candidate.search(parts[0], self.goal.k, effort)  # what is opened or computed once is no part of the time
-        for _ in range(rounds):
-            found.clear()
-            seconds.append([])
-            for part in parts:
-                start = time.perf_counter()
-                hits = candidate.search(part, self.goal.k, effort)
-                seconds[-1].append(time.perf_counter() - start)
-                found.append(hits.scores)
+        with threads(self.goal.threads):
+            candidate.search(parts[0], self.goal.k, effort)  # what is opened or computed once is no part of the time
+            for _ in range(rounds):
+                found.clear()
+                seconds.append([])
+                for part in parts * repeats:
+                    start = time.perf_counter()
+                    hits = candidate.search(part, self.goal.k, effort)
+                    seconds[-1].append(time.perf_counter() - start)
+                    found.append(hits.scores)
+        found = found[: len(parts)]
         shares = recalls(np.concatenate(found), self.best[: len(queries)])
-        whole = [times[: len(queries) // size or 1] for times in seconds]  # the last call may be of fewer
+        full = len(queries) // size  # the last call may be of fewer
+        whole = [[one for at, one in enumerate(times) if at % len(parts) < full] for times in seconds]
         return Point(
             factory=candidate.factory,
             effort=effort,
@@ -91,7 +96,7 @@ class Trial(NamedTuple):
             least_recall=1.0 if candidate.exact else least_mean(shares),
             p50_ms=1e3 * median(float(np.quantile(times, 0.5)) for times in whole),
             p95_ms=1e3 * median(float(np.quantile(times, 0.95)) for times in whole),
-            queries_per_s=len(queries) / median(map(sum, seconds)),
+            queries_per_s=repeats * len(queries) / median(map(sum, seconds)),
             bytes=candidate.bytes,
         )
 
@@ -112,6 +117,20 @@ class Trial(NamedTuple):
         return points
 
 
+def check_asked(queries: int, goal: Goal, documents: int) -> None:
+    """Refuse to tune.
+
+    Raises:
+        InputError: There are too few queries, k is larger than the number of documents, or the goal is none.
+    """
+    goal.check()
+    least = max(LEAST_QUERIES, goal.batch)
+    if queries < least:
+        raise InputError(f"there are {queries} queries to tune with; expected at least {least}")
+    if goal.k > documents:
+        raise InputError(f"k is {goal.k}; there are {documents} documents")
+
+
 class Tuning:
     """Candidates over the documents of a segment, built, measured and compared.
 
@@ -126,18 +145,11 @@ class Tuning:
         work: A folder for FAISS files, used again if it holds some.
         report: Called with a line about each step.
 
-    Raises:
-        InputError: Too few queries, or k is larger than the number of documents.
     """
 
     def __init__(
         self, queries: NDArray[np.float32], goal: Goal, base: Segment, factory: str, work: Path, report: Report
     ) -> None:
-        goal.check()
-        if len(queries) < LEAST_QUERIES:
-            raise InputError(f"there are {len(queries)} queries to tune with; expected at least {LEAST_QUERIES}")
-        if goal.k > len(base):
-            raise InputError(f"k is {goal.k}; there are {len(base)} documents")
         self.queries, self.goal, self.base, self.factory = queries, goal, base, factory
         self._work, self._report = work, report
         self._candidates: dict[str, Candidate] = {}
@@ -154,8 +166,7 @@ class Tuning:
         """
         start = time.perf_counter()
         names = factories or candidates(self.base.dense.rows, self.base.dense.dim)
-        with threads(self.goal.threads):
-            points = self._measured(self._affordable(list(dict.fromkeys(names))), lenient=factories is None)
+        points = self._measured(self._affordable(list(dict.fromkeys(names))), lenient=factories is None)
         chosen = fastest(points, self.goal, 1)
         if not chosen:
             raise InputError(refusal(points, self.goal))
@@ -176,16 +187,19 @@ class Tuning:
         return self._candidates[factory]
 
     def _affordable(self, factories: list[str]) -> list[str]:
-        """Those that will fit into memory."""
-        limit = math.inf if self.goal.memory_gb is None else 1e9 * self.goal.memory_gb
-        sizes = {one: structure_bytes(one, self.base.dense.rows, self.base.dense.dim) for one in factories}
-        left = [one for one, size in sizes.items() if size <= limit]
+        """Those that will fit into memory, as far as one can know."""
+        if self.goal.memory_gb is None:
+            return factories
+        sizes = {one: structure_bytes(one, self.base.dense.rows, self.base.dense.dim) or 0 for one in factories}
+        left = [one for one, size in sizes.items() if size <= 1e9 * self.goal.memory_gb]
         if not left:
             least = min(sizes, key=lambda one: sizes[one])
             raise InputError(
                 f"memory_gb is {self.goal.memory_gb:g}; the smallest candidate, {least}, takes "
                 f"{sizes[least] / 1e9:.3g}: allow more, or name a factory that compresses more"
             )
+        if len(left) < len(factories):
+            self._report(f"too large for {self.goal.memory_gb:g} GB: {', '.join(set(factories) - set(left))}")
         return left
 
     def _measured(self, factories: Sequence[str], *, lenient: bool) -> list[Point]:
@@ -208,9 +222,11 @@ class Tuning:
             points += here
             if rows > _SAMPLE and any(one.meets(self.goal) for one in here):
                 break
-        for first in fastest(points, self.goal, _FINALISTS):  # one lucky or unlucky moment is not to decide
-            again = trial.measure(self.candidate(first.factory), first.effort, _ROUNDS)
-            points[points.index(first)] = again
+        sure: set[Point] = set()  # one lucky or unlucky moment is not to decide
+        while len(sure) < _FINALISTS and (best := fastest(points, self.goal, 1)) and best[0] not in sure:
+            again = trial.measure(self.candidate(best[0].factory), best[0].effort, _ROUNDS)
+            points[points.index(best[0])] = again
+            sure.add(again)
         return points
 
     def _in_order(self, factories: Sequence[str]) -> list[str]:
@@ -248,6 +264,7 @@ class Tuning:
             start = time.perf_counter()
             new = path.with_suffix(".new")
             build_faiss(rows, factory, new)
+            sync(new)
             new.rename(path)
             self._report(f"{factory} built over {len(rows):,} vectors in {time.perf_counter() - start:.1f} s")
         return path
@@ -255,7 +272,11 @@ class Tuning:
 
 def threads(count: int | None) -> AbstractContextManager[object]:
     """So many threads of FAISS and of matrix products; None: as many as they take."""
-    return contextlib.nullcontext() if count is None else threadpool_limits(count)
+    if count is None:
+        return contextlib.nullcontext()
+    import torch  # noqa: F401 - what is loaded later would not be limited
+
+    return threadpool_limits(count)
 
 
 def _exact(targets: Targets) -> Candidate:

@@ -52,7 +52,7 @@ class Tuned(NamedTuple):
 
         Args:
             documents: How many there are now.
-            segments: The present segments and how many documents each has.
+            segments: The present segments and how many documents each has, deleted ones not counted.
         """
         return "\n".join([*self._measured(), *self._since(documents, segments)])
 
@@ -81,6 +81,8 @@ class Tuned(NamedTuple):
             yield f"it has {documents:,} documents now, over 10% more: tune again"
         elif len(segments) > 1:
             yield f"{documents - segments[self.segment]:,} documents were added since"
+        if (gone := self.documents - segments.get(self.segment, self.documents)) > 0:
+            yield f"{gone:,} documents were deleted since"
         if processor() != self.processor:
             yield f"times were measured on another processor than this one ({processor()}): tune again for them"
 

@@ -1,6 +1,7 @@
 """The commands that change an index: `retrokit add`, `delete` and `compact`."""
 
 import itertools
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -110,10 +111,9 @@ def compact(index: Folder, *, json: Json = None) -> None:
 
 
 def _whole(id_: "Id") -> int:
-    try:
-        return int(id_)
-    except ValueError:
-        raise InputError(f"an id is {id_!r}; the ids of this index are whole numbers") from None
+    if not re.fullmatch("-?[1-9][0-9]*|0", str(id_)):
+        raise InputError(f"an id is {id_!r}; the ids of this index are whole numbers")
+    return int(id_)
 
 
 def _place_for(index: Path, source: str) -> Path:

@@ -105,7 +105,7 @@ def index(
     *,
     output: Annotated[Path, typer.Option(help="The index folder to make.", metavar="INDEX_FOLDER")],
     factory: Annotated[
-        str, typer.Option(help="FAISS factory string: Flat (exact), HNSW32, IVF256,PQ48x4fs …")
+        str, typer.Option(help="FAISS factory string: Flat (exact), HNSW32, IVF256,PQ48x4fs …; auto.")
     ] = "Flat",
     encoder: Annotated[
         str, typer.Option(help=f"To encode a corpus with. {ENCODER}", metavar="MODEL")
@@ -123,6 +123,7 @@ def index(
 
     From a corpus, the vectors go to OUTPUT.vectors and are used again next time.
     """
+    from indexes.candidates import AUTO
     from indexes.faiss_files import empty_index
     from indexes.vectors import KIND, VectorStore, partial_folder
     from retrieval.analyzer import Analyzer
@@ -135,7 +136,8 @@ def index(
     if not is_kind(folder, KIND) and not partial_folder(folder).is_dir():
         folder = output.with_name(f"{output.name}.vectors")
         model = Encoder.load(encoder)
-        empty_index(factory, model.dim)  # a wrong factory or language is refused before hours of encoding
+        if factory != AUTO:
+            empty_index(factory, model.dim)  # a wrong factory or language is refused before hours of encoding
         Analyzer(language)
         encode_to(model, source, folder, overwrite=overwrite)
     vectors = VectorStore.open(folder)
@@ -158,9 +160,15 @@ def index(
     )
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
     _write_json(
-        json, {"rows": len(built), "factory": factory, "bytes": size, "lexical": built.reader.lexical is not None}
+        json,
+        {
+            "rows": len(built),
+            "factory": built.reader.factory,
+            "bytes": size,
+            "lexical": built.reader.lexical is not None,
+        },
     )
-    parts = f"{factory} ({built.reader.metric})" + (" + BM25 + texts" if built.reader.lexical else "")
+    parts = f"{built.reader.factory} ({built.reader.metric})" + (" + BM25 + texts" if lexical else "")
     out.print(f"{output}: {len(built):,} documents, {parts}, {size / 1e6:,.1f} MB", markup=False)
     note(f'next: retrokit search {output} "your question"')
 

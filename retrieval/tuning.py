@@ -59,8 +59,8 @@ def read_queries(path: Path) -> list[str]:
 def sentences(reader: Reader, count: int = _SENTENCES) -> list[str]:
     """So many sentences of as many documents, drawn by chance but the same each time; fewer where there are fewer.
 
-    A sentence asks for the document that it is from and for others like it. Its vector is none of the documents', so
-    that it is not found as easily as those would be; but it lies nearer to them than users' queries do.
+    A sentence asks for the document that it is from and for others like it. It lies nearer to them than users' queries
+    do (a document of one sentence is asked for by itself), so that what was measured is more than users will find.
 
     Raises:
         InputError: The index keeps no texts.

@@ -37,7 +37,8 @@ def main() -> None:
             index = faiss.read_index(str(path))
             assert index.ntotal == len(rows)
             assert can_be_copied(faiss, index) is copied, factory
-            assert (index.search(rows[:50], 1)[1][:, 0] == np.arange(50)).mean() > 0.5 or factory != "Flat"
+            found = index.search(rows[:50], 100)[1]
+            assert np.mean([row in line for row, line in enumerate(found.tolist())]) > 0.5, factory
     print(f"faiss {faiss.__version__} for GPUs, {faiss.get_num_gpus()} seen: imported, built, read, searched")  # noqa: T201
 
 

@@ -261,7 +261,15 @@ def test_whole_numbers_are_deleted_by_their_digits(tmp_path):
     Index.build(vectors, "Flat", tmp_path / "i")
     assert "1 documents deleted" in retrokit("delete", tmp_path / "i", "12").output
     assert [one.id for one in Index.open(tmp_path / "i")] == [10, 11, 13, 14]
-    assert "an id is 'x'; the ids of this index are whole numbers" in error_of("delete", tmp_path / "i", "x")
+    for wrong in ("x", "1_0", "010"):
+        assert f"an id is {wrong!r}; the ids of this index are whole numbers" in error_of(
+            "delete", tmp_path / "i", wrong
+        )
+
+
+def test_the_factory_auto(tmp_path, corpus_file, model_folder):
+    made = retrokit("index", corpus_file, "--encoder", model_folder, "--factory", "auto", "--output", tmp_path / "i")
+    assert "50 documents, Flat (cosine)" in made.output
 
 
 def test_export(index, tmp_path):

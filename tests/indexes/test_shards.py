@@ -1,5 +1,6 @@
 """Sharded search: hit for hit what one process gives, workers that die, both policies, changes of the folder."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from indexes.segments import Entry
 from indexes.shard_workers import shares
 from indexes.shards import ShardedIndex
 from indexes.transfer import save_vectors
+from retrieval.fusion import search_reciprocal_ranks, search_z_scores
 
 N, D = 1500, 32
 
@@ -162,16 +164,75 @@ def test_fail_waits_for_a_lost_worker(tmp_path):
         assert sharded.coverage == 1
 
 
-def test_fail_fails_when_a_worker_does_not_come_back_or_is_silent(tmp_path):
+@pytest.mark.parametrize("queries", [QUERIES, np.tile(QUERIES, (400, 1))], ids=["few", "more than a pipe takes"])
+@pytest.mark.parametrize("policy", ["fail", "degrade"])
+def test_a_silent_worker_is_waited_for_as_long_as_was_said_and_started_again(tmp_path, queries, policy):
     index = build(tmp_path)
-    with ShardedIndex(index.folder, workers=2, patience=20) as sharded:
-        sharded.reader.dense._patience = 0.3
-        os.kill(workers_of(sharded)[0], signal.SIGSTOP)
-        with pytest.raises(ShardLost, match="shard 1 of 2 .*segment-000001-1.* has not answered in 0.3 s"):
-            sharded.search(QUERIES, 10)
-        os.kill(workers_of(sharded)[0], signal.SIGCONT)
-        sharded.reader.dense._patience = 20
+    with ShardedIndex(index.folder, workers=2, patience=30, on_loss=policy) as sharded:
+        sharded.reader.dense._patience = 0.5
+        silent = workers_of(sharded)[0]
+        os.kill(silent, signal.SIGSTOP)
+        start = time.monotonic()
+        if policy == "fail":
+            with pytest.raises(ShardLost, match="shard 1 of 2 .*segment-000001-1.* has not answered in 0.5 s"):
+                sharded.search(queries, 10)
+        else:
+            assert sharded.search(queries[:20], 10).coverage == 0.5
+        assert time.monotonic() - start < 15
+        sharded.reader.dense._patience = 30
+        assert same(sharded.reader.search(queries[:20], 10), index.search(queries[:20], 10))
+        assert workers_of(sharded)[0] != silent
+
+
+def test_large_questions_of_many_threads_and_large_answers(tmp_path):
+    index = build(tmp_path, segments=2)
+    queries = np.tile(QUERIES, (150, 1))
+    expected = index.search(queries, 50)
+    with ShardedIndex(index.folder, workers=2, patience=60) as sharded:
+        answers = []
+        threads = [threading.Thread(target=lambda: answers.append(sharded.search(queries, 50))) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert len(answers) == 4
+        assert all(same(one, expected) for one in answers)
+
+
+def test_what_cannot_say_its_coverage_waits(tmp_path):
+    index = build(tmp_path)
+    with ShardedIndex(index.folder, workers=2, on_loss="degrade") as sharded:
+        os.kill(workers_of(sharded)[1], signal.SIGKILL)
+        assert sharded.search(QUERIES, 10).coverage == 0.5
+        near, expected = sharded.search_within(QUERIES, 0.3), index.search_within(QUERIES, 0.3)
+        assert all((ours == theirs).all() for ours, theirs in zip(near, expected, strict=True))
+        os.kill(workers_of(sharded)[1], signal.SIGKILL)
+        terms = [["word2", "all"]] * len(QUERIES)
+        for fuse in (search_z_scores, search_reciprocal_ranks):
+            assert same(fuse(sharded.reader, QUERIES, terms, 10), fuse(index.reader, QUERIES, terms, 10))
+
+
+def test_an_older_reader_goes_on_and_workers_end_with_the_last_of_them(tmp_path):
+    index = build(tmp_path)
+    with ShardedIndex(index.folder, workers=2) as sharded:
+        older, old = sharded.reader, workers_of(sharded)
+        before = index.search(QUERIES, 10)
+        index.delete(["d3"])
+        assert sharded.refresh()
+        assert same(older.search(QUERIES, 10), before)
+        assert all(map(_runs, old))
+        del older
+        gc.collect()
+        assert not any(map(_runs, old))
         assert same(sharded.search(QUERIES, 10), index.search(QUERIES, 10))
+
+
+def test_an_index_without_documents(tmp_path):
+    index = build(tmp_path)
+    index.delete([f"d{n}" for n in range(N)])
+    with ShardedIndex(index.folder) as sharded:
+        answer = sharded.search(QUERIES, 10)
+        assert (answer.rows.shape, answer.coverage) == ((20, 0), 1.0)
 
 
 def test_degrade_answers_without_a_lost_worker_and_says_so(tmp_path):
