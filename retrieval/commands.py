@@ -159,16 +159,9 @@ def index(
         overwrite=overwrite,
     )
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
-    _write_json(
-        json,
-        {
-            "rows": len(built),
-            "factory": built.reader.factory,
-            "bytes": size,
-            "lexical": built.reader.lexical is not None,
-        },
-    )
-    parts = f"{built.reader.factory} ({built.reader.metric})" + (" + BM25 + texts" if lexical else "")
+    reader, lexical = built.reader, built.reader.lexical is not None
+    _write_json(json, {"rows": len(built), "factory": reader.factory, "bytes": size, "lexical": lexical})
+    parts = f"{reader.factory} ({reader.metric})" + (" + BM25 + texts" if lexical else "")
     out.print(f"{output}: {len(built):,} documents, {parts}, {size / 1e6:,.1f} MB", markup=False)
     note(f'next: retrokit search {output} "your question"')
 
