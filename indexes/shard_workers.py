@@ -69,8 +69,6 @@ class Shard:
     """
 
     def __init__(self, share: Share) -> None:
-        if share.threads is not None:
-            limit_threads(share.threads)
         paths = [Path(share.folder) / name for name in share.segments]
         if missing := [path for path in paths if not path.is_dir()]:
             raise InputError(f"{missing[0]} is not there any more, as the index was changed; refresh")
@@ -123,6 +121,7 @@ class ProcessWorker:
         start = "import sys; sys.path[:] = sys.argv[2:]; from indexes.shard_workers import serve"
         self.process = subprocess.Popen(  # noqa: S603 - our own program
             [sys.executable, "-c", f"{start}; serve(int(sys.argv[1]))", str(theirs.fileno()), *sys.path],
+            env={**os.environ, **_of_threads(share.threads)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
@@ -181,6 +180,11 @@ class ProcessWorker:
         for answer in waiting.values():
             answer.set_exception(self._gone)
         self._pipe.close()
+
+
+def _of_threads(count: int | None) -> dict[str, str]:
+    """What tells a new process how many threads FAISS and matrix products take."""
+    return {} if count is None else dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(count))
 
 
 def serve(descriptor: int) -> None:
@@ -245,6 +249,8 @@ class _Actor:
     """What runs in an actor."""
 
     def __init__(self, share: Share) -> None:
+        if share.threads is not None:
+            limit_threads(share.threads)  # Ray sets what a new process would be told by
         self._share = share
         self._shard: Shard | None = None
 

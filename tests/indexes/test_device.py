@@ -154,7 +154,7 @@ def faiss_gpu(monkeypatch):
     return faked
 
 
-@pytest.mark.parametrize("factory", ["IVF16,Flat", "IVF16,SQ8", "IVF16,PQ8"])
+@pytest.mark.parametrize("factory", ["IVF16,Flat", "IVF16,SQ8", "IVF16,PQ4"])
 def test_inverted_lists_are_searched_by_faiss_within_its_limits(factory, faiss_gpu, tmp_path, monkeypatch):
     path = tmp_path / "file"
     build_faiss(JoinedRows([(Targets(ROWS), np.arange(N))]), factory, path)
@@ -193,7 +193,7 @@ def test_lists_are_clustered_on_the_gpu(faiss_gpu, tmp_path):
 
 
 @cuda
-@pytest.mark.parametrize("factory", ["IVF16,Flat", "IVF16,SQ8", "IVF16,PQ8"])
+@pytest.mark.parametrize("factory", ["IVF16,Flat", "IVF16,SQ8", "IVF16,PQ4"])
 def test_faiss_on_a_real_gpu(factory, tmp_path):
     if not hasattr(load_faiss(), "StandardGpuResources"):
         pytest.skip("this FAISS has no GPU support")

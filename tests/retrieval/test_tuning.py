@@ -20,7 +20,7 @@ QUESTIONS = random_texts(60, seed=9, longest=9)
 
 @pytest.fixture
 def retriever(tmp_path, encoder):
-    documents = [Document(f"d{n}", f"{text}. {other}.") for n, (text, other) in enumerate(pairs(1200))]
+    documents = [Document(f"d{n}", f"{text}. {other}.") for n, (text, other) in enumerate(pairs(600))]
     vectors = encoder.encode_corpus(documents, tmp_path / "v")
     build_index(vectors, tmp_path / "index", documents=documents)
     return Retriever.open(tmp_path / "index")
@@ -46,11 +46,11 @@ def test_queries_come_from_json_lines_or_lines(tmp_path):
 
 
 def test_sentences_are_of_the_documents_that_live(retriever):
-    retriever.index.delete([f"d{n}" for n in range(600)])
+    retriever.index.delete([f"d{n}" for n in range(300)])
     found = sentences(retriever.index.reader, 100)
     assert len(found) == len(set(found)) == 100
     assert found == sentences(retriever.index.reader, 100)
-    alive = {text.strip() for n, both in enumerate(pairs(1200)) for text in both if n >= 600}
+    alive = {text.strip() for n, both in enumerate(pairs(600)) for text in both if n >= 300}
     assert set(found) <= alive
     assert all(5 <= len(one.split()) <= 25 for one in found)
 
@@ -86,7 +86,7 @@ def test_the_command(retriever, tmp_path):
     assert said["chosen"]["factory"] in ("HNSW16", "IVF16,SQ8")
     assert (said["goal"]["k"], said["queries"]) == (5, 60)
     assert "recall@5" in output
-    assert "HNSW16 built over 1,200 vectors" in output
+    assert "HNSW16 built over 600 vectors" in output
     assert Index.open(folder).reader.tuned.chosen.recall == said["chosen"]["recall"]
     assert "recall@5" in retrokit("show", folder)
     refused = retrokit("tune", folder, "--queries", queries, "--p95-ms", 1e-6, *tried, expect=2)
