@@ -174,7 +174,8 @@ class Approximate:
     def _plan(self, queries: int, k: int, keep: NDArray[np.bool_] | None, effort: Effort) -> tuple[bool, int, Any]:
         """Whether FAISS is to search among some rows only, for how many of them, and how; see `_filtered`."""
         again = AFTER_REFINEMENT if self._refines else effort.candidates or self._oversample
-        again = 1 if effort.candidates == 0 else again
+        if effort.candidates == 0:
+            again = 1
         if keep is None:
             return False, min(again * k, self.rows), self._unfiltered(effort)
         count = int(np.count_nonzero(keep))
@@ -192,7 +193,7 @@ class Approximate:
 
     def _unfiltered(self, effort: Effort) -> Any:
         """How FAISS is to search among all rows; None: as by default."""
-        if effort == DEFAULT or self.exhaustive:
+        if effort == DEFAULT:
             return None
         return search_parameters(self._faiss, self._index, effort)
 
@@ -204,7 +205,7 @@ class Approximate:
         """
         count = int(np.count_nonzero(keep))
         share = count / self.rows
-        if self.exhaustive or count <= _FEW_ROWS:
+        if count <= _FEW_ROWS:
             return None
         faiss = self._faiss
         lists = isinstance(self._index, faiss.IndexIVF)

@@ -247,7 +247,8 @@ class ShardedIndex(Index):
 
     It is searched as an `Index` is, by a `Retriever` too, and gives the same hits. Workers take neighbouring segments,
     each at least one: build the index with several (`Index.build(…, segments=4)`). All must see the folder under the
-    same path. This process opens no FAISS file. Use it as a context, or `close` it.
+    same path. This process opens no FAISS file to search, but to give vectors back (`get`). Use it as a context, or
+    `close` it.
 
     Args:
         folder: The index folder.

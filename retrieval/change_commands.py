@@ -96,13 +96,18 @@ def delete(
         note(f"more are deleted than left; next: retrokit compact {index}")
 
 
-def compact(index: Folder, *, json: Json = None) -> None:
+def compact(
+    index: Folder,
+    *,
+    segments: Annotated[int, typer.Option(help="How many to make; more than one to share them out (sharded).")] = 1,
+    json: Json = None,
+) -> None:
     """Make one segment of an index and give the space of deleted documents back."""
     from indexes.index import Index
 
     opened = Index.open(index)
     before = opened.stats()
-    opened.compact()
+    opened.compact(segments)
     after = opened.stats()
     said = (
         f"{len(before['segments'])} segments to {len(after['segments'])}, {before['deleted']:,} deleted documents gone"

@@ -240,6 +240,8 @@ def test_add_delete_compact(tmp_path, documents, model_folder, flags):
     assert f"{len(documents) - 25} documents deleted" in retrokit("delete", index, "--filter", "year > 2001").output
     assert "cannot be read" in error_of("delete", index, "--ids-from", tmp_path / "none")
     assert "deleted documents gone; 22 documents" in retrokit("compact", index).output
+    assert "1 segments to 2" in retrokit("compact", index, "--segments", 2).output
+    assert "segments are 0; expected at least 1" in error_of("compact", index, "--segments", 0)
     shown = retrokit("show", index, "--verify").output
     assert "generation" in shown
     assert "all as their checksums say" in shown

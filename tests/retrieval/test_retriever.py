@@ -6,6 +6,7 @@ from fixtures import random_texts
 
 from indexes.errors import InputError
 from indexes.index import Entry, Index
+from indexes.shards import ShardedIndex
 from indexes.transfer import save_vectors
 from indexes.vector_writer import VectorWriter
 from retrieval.analyzer import Analyzer
@@ -400,3 +401,18 @@ def test_vectors_that_were_made_elsewhere_are_added_to(tmp_path, encoder, docume
     retriever = Retriever(build_index(store, tmp_path / "i"), encoder)
     retriever.add([("new", "a river stone")])
     assert retriever.search("a river stone", 1)[0].id == "new"
+
+
+@pytest.mark.parametrize("fusion", ["zscore", "minmax", "rrf"])
+def test_shards_answer_texts_as_one_process_does(tmp_path, encoder, documents, fusion):
+    vectors = encoder.encode_corpus(documents, tmp_path / "v")
+    whole = Retriever(build_index(vectors, tmp_path / "i", documents=documents), encoder, fusion=fusion)
+    expected = {mode: whole.search_many(QUERIES, 9, mode=mode) for mode in whole.modes}
+    whole.index.compact(segments=2)
+    with ShardedIndex(tmp_path / "i") as index:
+        assert len(index.stats()["segments"]) == 2
+        sharded = Retriever(index, encoder, fusion=fusion)
+        assert {mode: sharded.search_many(QUERIES, 9, mode=mode) for mode in sharded.modes} == expected
+        assert sharded.search(QUERIES[0], 3)[0].text == whole.search(QUERIES[0], 3)[0].text
+        with pytest.raises(InputError, match="opened for sharded search; change it by Index.open"):
+            sharded.add([("new", "text")])
