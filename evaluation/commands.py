@@ -167,7 +167,8 @@ def _wanted_modes(
 
 
 def _open_index(folder: Path, testset: TestSet) -> _Opened:
-    from retrieval.retriever import Retriever, same_corpus
+    from retrieval.building import same_corpus
+    from retrieval.retriever import Retriever
 
     retriever = Retriever.open(folder)
     made_of = retriever.index.reader.corpus["fingerprint"]
@@ -186,8 +187,9 @@ def _open_index(folder: Path, testset: TestSet) -> _Opened:
 
 def _open_encoder(name: str, testset: TestSet, cache: Path | None) -> _Opened:
     """Encode the corpus exactly, or take it from the cache, and open a retriever over it."""
+    from retrieval.building import build_index
     from retrieval.encoder import Encoder
-    from retrieval.retriever import Retriever, build_index
+    from retrieval.retriever import Retriever
 
     encoder = Encoder.load(name)
     folder = _cache_folder(cache, testset, encoder.fingerprint)

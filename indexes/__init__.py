@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from indexes.reader import Reader, Stored
     from indexes.segments import Entry
     from indexes.shards import ShardedIndex
+    from indexes.terms import TermStore
     from indexes.transfer import export_vectors, merge_vectors, save_vectors
     from indexes.tuned import Tuned
     from indexes.vectors import VectorStore
@@ -36,6 +37,7 @@ __all__ = [
     "ShardLost",
     "ShardedIndex",
     "Stored",
+    "TermStore",
     "Tuned",
     "VectorStore",
     "Within",
@@ -59,6 +61,7 @@ _HOMES = {
     "ShardLost": "errors",
     "ShardedIndex": "shards",
     "Stored": "reader",
+    "TermStore": "terms",
     "Tuned": "tuned",
     "VectorStore": "vectors",
     "Within": "hits",

@@ -69,7 +69,7 @@ class Index:
         folder: str | Path,
         *,
         entries: Iterable[Entry] | None = None,
-        analyzer: str | None = None,
+        analyzer: str | Mapping[str, Any] | None = None,
         attributes: Mapping[Any, Mapping[str, Any]] | None = None,
         segments: int = 1,
         device: str | None = None,
@@ -83,7 +83,8 @@ class Index:
                 of vectors, see `usual_factory`; `tune` then finds a better one.
             folder: The folder to make; it appears whole or not at all.
             entries: The documents of the vectors in the same order, for BM25 and to show texts; none: dense only.
-            analyzer: The name of what made the terms, kept so that queries are analysed alike.
+            analyzer: The name of what made the terms, or the record of the encoder that gave them weights, with its
+                `fingerprint`; kept so that queries are analysed alike.
             attributes: Of documents by id, to filter by, beside those of the entries: bool, int, float, str, date, or
                 lists of one of these. Those not given are null.
             segments: How many; more than one for `ShardedIndex`.

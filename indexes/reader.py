@@ -53,7 +53,7 @@ class Reader:
         whole_ids: Whether ids are whole numbers; else they are texts.
         metric: `cosine` (unit vectors) or `ip` (inner product).
         factory: The FAISS factory string.
-        analyzer: The name of what made the terms of the BM25 part.
+        analyzer: The name of what made BM25's terms; or the record of the encoder that gave terms their weights.
         segments: The segments, in the order of their rows.
         dense: What searches their vectors.
         device: Where; None: the processor.
@@ -93,7 +93,7 @@ class Reader:
         self.whole_ids = self.encoding.get("ids") == WHOLE
         self.metric: str = manifest["metric"]
         self.factory: str = manifest["factory"]
-        self.analyzer: str | None = manifest["analyzer"]
+        self.analyzer: str | dict[str, Any] | None = manifest["analyzer"]
         self.corpus: dict[str, Any] = manifest["corpus"]
         self.dim: int = manifest["dim"]
         self.tuned = Tuned.open(folder / manifest["tuned"]) if manifest.get("tuned") else None

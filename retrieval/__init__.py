@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from retrieval.analyzer import Analyzer
+    from retrieval.building import add_to_index, build_index
     from retrieval.corpora import Corpus
     from retrieval.documents import Document, read_documents
     from retrieval.encoder import Encoder
@@ -16,8 +17,9 @@ if TYPE_CHECKING:
     from retrieval.pairs import Pair, read_pairs
     from retrieval.passages import LongDocuments
     from retrieval.ray_runner import RayActors
-    from retrieval.retriever import Hit, Retriever, add_to_index, build_index
+    from retrieval.retriever import Hit, Retriever
     from retrieval.runners import Processes, ThisProcess
+    from retrieval.sparse import SparseEncoder
 
 __all__ = [
     "Analyzer",
@@ -30,6 +32,7 @@ __all__ = [
     "Processes",
     "RayActors",
     "Retriever",
+    "SparseEncoder",
     "ThisProcess",
     "add_to_index",
     "build_index",
@@ -49,9 +52,10 @@ _HOMES = {
     "Processes": "runners",
     "RayActors": "ray_runner",
     "Retriever": "retriever",
+    "SparseEncoder": "sparse",
     "ThisProcess": "runners",
-    "add_to_index": "retriever",
-    "build_index": "retriever",
+    "add_to_index": "building",
+    "build_index": "building",
     "encode_corpus": "encoding",
     "read_documents": "documents",
     "read_pairs": "pairs",

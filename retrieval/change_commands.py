@@ -11,12 +11,13 @@ import typer
 from indexes.checksums import fingerprint
 from indexes.errors import InputError
 from indexes.manifest import write_json
-from retrieval.commands import CORPUS, Json, encode_to, is_kind
+from retrieval.commands import CORPUS, Json, encode_terms_to, encode_to, is_kind
 from retrieval.console import note, out
 
 if TYPE_CHECKING:
     from indexes.index import Index
     from indexes.names import Id
+    from indexes.terms import TermStore
 
 Folder = Annotated[Path, typer.Argument(help="An index folder.", metavar="INDEX_FOLDER")]
 
@@ -29,6 +30,9 @@ def add(
     corpus: Annotated[str | None, typer.Option(help="The vectors' documents, if they moved since encoding.")] = None,
     attributes: Annotated[str, typer.Option(help="Fields of the corpus to filter by, such as year,lang.")] = "",
     encoder: Annotated[str | None, typer.Option(help="The index's encoder, if it moved.", metavar="MODEL")] = None,
+    sparse: Annotated[
+        str | None, typer.Option(help="The index's sparse encoder, if it moved.", metavar="MODEL")
+    ] = None,
     json: Json = None,
 ) -> None:
     """Add documents to an index, all or none.
@@ -37,13 +41,13 @@ def add(
     """
     from indexes.index import Index
     from indexes.vectors import KIND, VectorStore
+    from retrieval.building import add_to_index
     from retrieval.documents import read_documents
-    from retrieval.retriever import add_to_index
 
     opened = Index.open(index)
-    folder, made_here = Path(source), not is_kind(Path(source), KIND)
+    folder, made_here, place = Path(source), not is_kind(Path(source), KIND), _place_for(index, source)
     if made_here:
-        folder = _place_for(index, source)
+        folder = place
         _encode_for(opened, source, folder, encoder)
     vectors = VectorStore.open(folder)
     sources = [corpus] if corpus else [part["source"] for part in vectors.corpus.get("parts") or [vectors.corpus]]
@@ -53,12 +57,14 @@ def add(
         raise InputError(f"{folder} does not say what it was made of; pass --corpus for BM25, texts and attributes")
     texts = itertools.chain.from_iterable(read_documents(one, wanted) for one in sources)
     alone = {one.id: one.attributes or {} for one in texts} if wanted and not lexical else None
-    replaced = add_to_index(opened, vectors, documents=texts if lexical else None, attributes=alone, replace=replace)
-    if made_here:
-        begin = f"{folder.name.rpartition('-')[0]}-"
-        for old in folder.parent.iterdir():  # and those of sources that changed since
-            if old.name.startswith(begin):
-                shutil.rmtree(old)
+    terms = _terms_for(opened, sources, place.with_name(f"{place.name}.terms"), sparse)
+    replaced = add_to_index(
+        opened, vectors, documents=texts if lexical else None, terms=terms, attributes=alone, replace=replace
+    )
+    begin = f"{place.name.rpartition('-')[0]}-"
+    for old in place.parent.iterdir():  # and those of sources that changed since
+        if old.name.startswith(begin) and old.resolve() != Path(source).resolve():
+            shutil.rmtree(old)
     added = vectors.documents
     said = f"{added:,} documents added, {replaced:,} of them in place of older ones"
     _say(opened, json, {"added": added, "replaced": replaced}, said)
@@ -132,12 +138,24 @@ def _place_for(index: Path, source: str) -> Path:
 
 def _encode_for(opened: "Index", source: str, folder: Path, name: str | None) -> None:
     """Encode a corpus as the documents of an index were."""
-    from retrieval.encoder import Encoder
-    from retrieval.retriever import Retriever, long_documents_of
+    from retrieval.building import long_documents_of
+    from retrieval.retriever import encoder_of
 
-    retriever = Retriever.open(opened.folder, name)
-    encoder: Encoder = retriever.encoder
-    encode_to(encoder, source, folder, long_documents=long_documents_of(opened.reader))
+    encode_to(encoder_of(opened, name), source, folder, long_documents=long_documents_of(opened.reader))
+
+
+def _terms_for(opened: "Index", sources: list[str], folder: Path, name: str | None) -> "TermStore | None":
+    """Encode a corpus by the sparse encoder of an index, if that has one."""
+    from retrieval.sparse import SparseEncoder, load_options
+
+    made_by = opened.reader.analyzer
+    if not isinstance(made_by, dict):
+        if name is not None:
+            raise InputError(f"{opened.folder} has no sparse encoder; leave --sparse out")
+        return None
+    model = SparseEncoder.load(name or made_by["encoder"], **load_options(made_by))
+    model.check(made_by, opened.folder)
+    return encode_terms_to(model, sources, folder)
 
 
 def _say(opened: "Index", json: Path | None, fields: dict[str, Any], what: str) -> None:

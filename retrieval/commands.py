@@ -3,7 +3,7 @@
 import contextlib
 import datetime
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,9 +15,11 @@ from indexes.manifest import MANIFEST, open_manifest, read_json, refuse_existing
 from retrieval.console import note, out, progress, table
 
 if TYPE_CHECKING:
+    from indexes.terms import TermStore
     from indexes.vectors import VectorStore
     from retrieval.encoder import Encoder
     from retrieval.runners import Runner
+    from retrieval.sparse import SparseEncoder
 
 CORPUS = (
     "A BEIR folder, a file or folder of JSON lines (plain, .gz, .zst), Parquet or Arrow, a folder of texts, "
@@ -111,6 +113,9 @@ def index(
         str, typer.Option(help=f"To encode a corpus with. {ENCODER}", metavar="MODEL")
     ] = "all-MiniLM-L6-v2",
     corpus: Annotated[str | None, typer.Option(help="The vectors' documents, if they moved since encoding.")] = None,
+    sparse: Annotated[
+        str | None, typer.Option(help="A sparse encoder (SPLADE …) in the place of BM25.", metavar="MODEL")
+    ] = None,
     dense_only: Annotated[bool, typer.Option("--dense-only", help="Leave BM25 and the texts out.")] = False,
     attributes: Annotated[
         str, typer.Option(help="Fields of the corpus to filter by, such as year,lang or metadata.year.")
@@ -119,19 +124,22 @@ def index(
     overwrite: Overwrite = False,
     json: Json = None,
 ) -> None:
-    """Build an index: FAISS over the vectors, BM25 and the texts over the documents.
+    """Build an index: FAISS over the vectors, BM25 or a sparse encoder's terms and the texts over the documents.
 
-    From a corpus, the vectors go to OUTPUT.vectors and are used again next time.
+    From a corpus, the vectors go to OUTPUT.vectors, a sparse encoder's terms to OUTPUT.terms: used again next time.
     """
     from indexes.candidates import AUTO
     from indexes.faiss_files import empty_index
     from indexes.vectors import KIND, VectorStore, partial_folder
     from retrieval.analyzer import Analyzer
+    from retrieval.building import build_index
     from retrieval.documents import read_documents
     from retrieval.encoder import Encoder
-    from retrieval.retriever import build_index
+    from retrieval.sparse import SparseEncoder
 
     refuse_existing(output, overwrite=overwrite, inputs=[source, *([corpus] if corpus else [])])
+    if sparse is not None and dense_only:
+        raise InputError("--sparse makes what --dense-only leaves out; give one or the other")
     folder = Path(source)
     if not is_kind(folder, KIND) and not partial_folder(folder).is_dir():
         folder = output.with_name(f"{output.name}.vectors")
@@ -149,19 +157,22 @@ def index(
     wanted = [name.strip() for name in attributes.split(",") if name.strip()]
     texts = itertools.chain.from_iterable(read_documents(one, wanted) for one in sources)
     alone = {one.id: one.attributes or {} for one in texts} if dense_only and wanted else None
+    place = output.with_name(f"{output.name}.terms")
     built = build_index(
         vectors,
         output,
         factory=factory,
         documents=None if dense_only else texts,
         language=language,
+        terms=encode_terms_to(SparseEncoder.load(sparse), sources, place, overwrite=overwrite) if sparse else None,
         attributes=alone,
         overwrite=overwrite,
     )
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
     reader, lexical = built.reader, built.reader.lexical is not None
     _write_json(json, {"rows": len(built), "factory": reader.factory, "bytes": size, "lexical": lexical})
-    parts = f"{reader.factory} ({reader.metric})" + (" + BM25 + texts" if lexical else "")
+    kind = "sparse terms" if sparse else "BM25"
+    parts = f"{reader.factory} ({reader.metric})" + (f" + {kind} + texts" if lexical else "")
     out.print(f"{output}: {len(built):,} documents, {parts}, {size / 1e6:,.1f} MB", markup=False)
     note(f'next: retrokit search {output} "your question"')
 
@@ -174,9 +185,16 @@ def search(
     mode: Annotated[
         str | None, typer.Option(help="lexical, dense or hybrid (the default where there is BM25).")
     ] = None,
-    fusion: Annotated[str, typer.Option(help="How hybrid fuses: zscore, minmax or rrf.")] = "zscore",
-    weight: Annotated[float | None, typer.Option(help="Of BM25 in it (zscore: 0.5, minmax: 0.25, rrf: 1).")] = None,
+    fusion: Annotated[
+        str, typer.Option(help="How hybrid fuses: zscore, minmax, rrf, or sum (with a sparse encoder).")
+    ] = "zscore",
+    weight: Annotated[
+        float | None, typer.Option(help="Of the lexical side in it (zscore: 0.5, minmax: 0.25, rrf, sum: 1).")
+    ] = None,
     encoder: Annotated[str | None, typer.Option(help="The index's encoder, if it moved.", metavar="MODEL")] = None,
+    sparse: Annotated[
+        str | None, typer.Option(help="The index's sparse encoder, if it moved.", metavar="MODEL")
+    ] = None,
     filter: Annotated[
         str | None, typer.Option(help='What hits\' attributes must meet: \'year >= 2020 and lang in ["en", "de"]\'.')
     ] = None,
@@ -185,7 +203,8 @@ def search(
     """Search an index with one question."""
     from retrieval.retriever import Retriever
 
-    hits = Retriever.open(index, encoder, fusion=fusion, weight=weight).search(query, k, mode=mode, filter=filter)
+    retriever = Retriever.open(index, encoder, sparse=sparse, fusion=fusion, weight=weight)
+    hits = retriever.search(query, k, mode=mode, filter=filter)
     _write_json(json, {"query": query, "hits": [_plain(hit._asdict()) for hit in hits]})
     if not hits:
         note(f"nothing in {index} matches {query!r}")
@@ -249,6 +268,33 @@ def encode_to(model: "Encoder", corpus: str, folder: Path, *, overwrite: bool = 
             f"notice: {store.truncated:,} documents are longer than {length} tokens; their vectors read the first "
             f"{length} only (BM25 reads all): encode --long-documents passages, mean or late reads everything"
         )
+    return store
+
+
+def encode_terms_to(
+    model: "SparseEncoder", sources: Sequence[str], folder: Path, *, overwrite: bool = False
+) -> "TermStore":
+    """Encode a corpus, or several as one, to a terms folder with progress, going on where it was interrupted."""
+    from retrieval.documents import read_documents
+
+    refuse_existing(folder, overwrite=True, inputs=sources)
+    one = sources[0] if len(sources) == 1 else None
+    parts = [read_documents(source) for source in sources]
+    corpus = read_documents(one or itertools.chain.from_iterable(parts))
+
+    def encode(overwrite: bool) -> "TermStore":
+        with progress(f"Encoding terms by {model.name}", "documents") as report:
+            return model.encode_corpus(
+                corpus, folder, source=_source(one) if one else None, overwrite=overwrite, on_progress=report
+            )
+
+    if overwrite and folder.exists() and one:
+        with contextlib.suppress(InputError):
+            return encode(overwrite=False)  # finished by this encoder from this corpus: nothing to replace
+    store = encode(overwrite)
+    if model.truncated:
+        length = model.fields["max_length"]
+        note(f"notice: {model.truncated:,} documents are longer than {length} tokens; their terms read the first only")
     return store
 
 

@@ -1,9 +1,7 @@
 """Text to hits: an index folder opened together with the encoder that made it."""
 
-import hashlib
-import itertools
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,22 +11,31 @@ from numpy.typing import NDArray
 from indexes.errors import InputError
 from indexes.hits import Hits
 from indexes.index import Index
+from indexes.postings import Terms
 from indexes.reader import Reader
-from indexes.segments import Entry
-from indexes.vectors import VectorStore
 from retrieval.analyzer import Analyzer
-from retrieval.documents import Document, as_documents, document_bytes
+from retrieval.building import add_to_index, long_documents_of
+from retrieval.documents import as_documents
 from retrieval.encoder import Encoder, load_options
-from retrieval.fusion import MIN_MAX_WEIGHT, WEIGHT, search_min_max, search_reciprocal_ranks, search_z_scores
-from retrieval.passages import LongDocuments
+from retrieval.fusion import (
+    MIN_MAX_WEIGHT,
+    WEIGHT,
+    search_min_max,
+    search_reciprocal_ranks,
+    search_sums,
+    search_z_scores,
+)
+from retrieval.sparse import SparseEncoder
+from retrieval.sparse import load_options as sparse_load_options
 
 MODES = ("lexical", "dense", "hybrid")
 FUSIONS: dict[str, Any] = {
     "zscore": (search_z_scores, WEIGHT),
     "minmax": (search_min_max, MIN_MAX_WEIGHT),
     "rrf": (search_reciprocal_ranks, 1.0),
+    "sum": (search_sums, 1.0),
 }
-"""How hybrid search fuses, and the weight of BM25 by default."""
+"""How hybrid search fuses, and the weight of the lexical side by default."""
 
 
 class Hit(NamedTuple):
@@ -58,131 +65,46 @@ class Hit(NamedTuple):
         return self.text[begin:end]
 
 
-def build_index(
-    vectors: VectorStore,
-    folder: str | Path,
-    *,
-    factory: str = "Flat",
-    documents: Iterable[Document] | None = None,
-    language: str = "english",
-    attributes: Mapping[str, Mapping[str, Any]] | None = None,
-    overwrite: bool = False,
-) -> Index:
-    """Build an index folder over a vectors folder, with BM25 and the texts if the documents are given.
-
-    Args:
-        vectors: From `Encoder.encode_corpus`.
-        folder: The index folder to make.
-        factory: Any FAISS factory string; `Flat` is exact.
-        documents: The documents of the vectors, in the same order; None for a dense index.
-        language: Of BM25's stemmer.
-        attributes: Of documents by id, to filter by, beside those of the documents themselves; see `Index.build`.
-        overwrite: Replace an existing folder.
-
-    Raises:
-        InputError: The folder exists, or the documents are not those of the vectors.
-    """
-    if documents is None:
-        return Index.build(vectors, factory, folder, attributes=attributes, overwrite=overwrite)
-    analyzer = Analyzer(language)
-    entries = (_entry(document, analyzer) for document in same_corpus(documents, vectors.corpus, vectors.folder))
-    return Index.build(
-        vectors, factory, folder, entries=entries, analyzer=language, attributes=attributes, overwrite=overwrite
-    )
-
-
-def add_to_index(
-    index: Index,
-    vectors: VectorStore,
-    *,
-    documents: Iterable[Document] | None = None,
-    attributes: Mapping[str, Mapping[str, Any]] | None = None,
-    replace: bool = False,
-) -> int:
-    """Add the documents of a vectors folder to an index, with what else it keeps of them.
-
-    Args:
-        index: Built with BM25 and texts, or dense only.
-        vectors: Made by the index's encoder; long documents are encoded as those of the index were.
-        documents: The documents of the vectors, in the same order; None if the index is dense only.
-        attributes: Of documents by id, beside those of the documents themselves.
-        replace: Documents that are there already, instead of refusing all.
-
-    Returns:
-        How many were there already.
-
-    Raises:
-        InputError: What `Index.add` refuses, or the documents are not those of the vectors. The index is as it was.
-    """
-    entries = None
-    if documents is not None:
-        analyzer = Analyzer(index.reader.analyzer or "none")
-        entries = (_entry(document, analyzer) for document in same_corpus(documents, vectors.corpus, vectors.folder))
-    if replace:
-        return index.upsert(vectors, entries=entries, attributes=attributes)
-    index.add(vectors, entries=entries, attributes=attributes)
-    return 0
-
-
-def long_documents_of(reader: Reader) -> LongDocuments:
-    """What was done with long documents when an index was encoded."""
-    said = reader.encoding
-    return LongDocuments(said.get("long_documents", "truncate"), said.get("passage_tokens"), said.get("overlap"))
-
-
-def _entry(document: Document, analyzer: Analyzer) -> Entry:
-    return Entry(document.id, analyzer.terms(document.content), document.content, document.attributes)
-
-
-def same_corpus(documents: Iterable[Document], corpus: Mapping[str, Any], folder: Path) -> Iterator[Document]:
-    """Pass documents on, and refuse them at the end if the vectors were made of others (same ids, other texts).
-
-    Where the vectors were merged from several corpora, each part is refused at its end, by its own fingerprint.
-    """
-    stream = iter(documents)
-    parts = corpus.get("parts")
-    for part in parts or [{**corpus, "documents": None}]:
-        digest = hashlib.sha256()
-        for document in itertools.islice(stream, part["documents"]):
-            digest.update(document_bytes(document))
-            yield document
-        expected, found = part["fingerprint"], digest.hexdigest()
-        if expected is not None and found != expected:
-            where = f" in the part from {part['source']}" if parts else ""
-            raise InputError(
-                f"{folder} was made of other texts ({expected[:12]} ≠ {found[:12]}{where}), the corpus changed: "
-                "encode it again"
-            )
-    yield from stream
-
-
 class Retriever:
-    """Searches an index by text: `lexical` (BM25), `dense`, or `hybrid`, both fused.
+    """Searches an index by text: `lexical` (BM25 or learned weights), `dense`, or `hybrid`, both fused.
 
     Args:
         index: An opened index.
         encoder: The encoder that made its vectors; another one is refused.
-        fusion: `zscore`: dense z-score + weight × BM25 z-score; `minmax`: both from the least possible score to the
-            best one; `rrf`: reciprocal ranks.
-        weight: Of BM25 in the fusion; None: 0.5 for z-scores, 0.25 for min-max, 1 for ranks.
+        sparse: The encoder that made its terms' weights, if it has any; another one is refused. None: the lexical side
+            of such an index is left out.
+        fusion: `zscore`: dense z-score + weight × lexical z-score; `minmax`: both from the least possible score to the
+            best one; `rrf`: reciprocal ranks; `sum`: of the scores as they are, for learned weights only.
+        weight: Of the lexical side in the fusion; None: 0.5 for z-scores, 0.25 for min-max, 1 for ranks and sums.
 
     Raises:
         InputError: The index was made by another encoder (both sides are named), or an argument is out of range.
     """
 
-    def __init__(self, index: Index, encoder: Encoder, *, fusion: str = "zscore", weight: float | None = None) -> None:
+    def __init__(
+        self,
+        index: Index,
+        encoder: Encoder,
+        *,
+        sparse: SparseEncoder | None = None,
+        fusion: str = "zscore",
+        weight: float | None = None,
+    ) -> None:
         if fusion not in FUSIONS:
             raise InputError(f"fusion is {fusion!r}; expected one of {', '.join(FUSIONS)}")
         if weight is not None and not 0 <= weight < float("inf"):
-            raise InputError(f"the weight of BM25 is {weight}; expected 0 or more")
+            raise InputError(f"the weight of the lexical side is {weight}; expected 0 or more")
         index.reader.check_encoder(encoder.made_by, encoder.name)
+        if fusion == "sum" and not isinstance(index.reader.analyzer, Mapping):
+            raise InputError(f"{index.folder} has no learned weights to add to dense scores; fuse by zscore or rrf")
         self.index = index
         self.encoder = encoder
+        self.sparse = sparse
         self.fusion = fusion
         self._fuse, usual = FUSIONS[fusion]
         self.weight = usual if weight is None else weight
         self._checked = index.reader
-        self._analyzer = _analyzer_of(index.reader)
+        self._analyzer = self._analyzer_of(index.reader)
 
     @classmethod
     def open(
@@ -190,23 +112,21 @@ class Retriever:
         folder: str | Path,
         encoder: Encoder | str | None = None,
         *,
+        sparse: SparseEncoder | str | None = None,
         fusion: str = "zscore",
         weight: float | None = None,
     ) -> "Retriever":
-        """Open an index folder and its encoder: the one it names, or the one given, which must be the same."""
+        """Open an index folder and its encoders: those it names, or those given, which must be the same."""
         index = Index.open(folder)
         if not isinstance(encoder, Encoder):
-            name = encoder or index.reader.made_by.get("encoder")
-            if not name:
-                raise InputError(
-                    f"{folder} does not name its encoder (its vectors were made elsewhere); pass --encoder"
-                )
-            try:
-                encoder = Encoder.load(name, **load_options(index.reader.made_by))
-            except InputError:
-                # It cannot be the same encoder: load it as it is, so that both can be named side by side.
-                encoder = Encoder.load(name)
-        return cls(index, encoder, fusion=fusion, weight=weight)
+            encoder = encoder_of(index, encoder)
+        if not isinstance(sparse, SparseEncoder) and isinstance(index.reader.analyzer, Mapping):
+            sparse = SparseEncoder.load(
+                sparse or index.reader.analyzer["encoder"], **sparse_load_options(index.reader.analyzer)
+            )
+        if isinstance(sparse, str):
+            raise InputError(f"{folder} has no learned weights of terms; leave the sparse encoder out")
+        return cls(index, encoder, sparse=sparse, fusion=fusion, weight=weight)
 
     @property
     def modes(self) -> tuple[str, ...]:
@@ -240,8 +160,15 @@ class Retriever:
         with tempfile.TemporaryDirectory(prefix="retrokit-") as place:
             vectors = self.encoder.encode_corpus(new, Path(place) / "vectors", long_documents=long)
             texts = None if self.index.reader.lexical is None else new
+            terms = None
+            if texts and isinstance(self.index.reader.analyzer, Mapping):
+                if self.sparse is None:
+                    raise InputError(f"{self.index.folder} holds weights of terms; open it with its sparse encoder")
+                terms = self.sparse.encode_corpus(new, Path(place) / "terms")
             alone = None if texts else {one.id: one.attributes for one in new if one.attributes}
-            return add_to_index(self.index, vectors, documents=texts, attributes=alone or None, replace=replace)
+            return add_to_index(
+                self.index, vectors, documents=texts, terms=terms, attributes=alone or None, replace=replace
+            )
 
     def search(
         self, text: str, k: int = 10, *, mode: str | None = None, filter: str | NDArray[np.bool_] | None = None
@@ -284,12 +211,22 @@ class Retriever:
         """
         return self._search(self._reader(), texts, k, mode, filter)[0]
 
+    def _analyzer_of(self, reader: Reader) -> Callable[[Sequence[str]], Sequence[Terms]] | None:
+        """What makes terms of queries; None: the index has none, or its sparse encoder is not here."""
+        if not isinstance(reader.analyzer, Mapping):
+            analyzer = Analyzer(reader.analyzer) if reader.analyzer else None
+            return None if analyzer is None else lambda texts: [analyzer.terms(text) for text in texts]
+        if self.sparse is None:
+            return None
+        self.sparse.check(reader.analyzer, reader.folder)
+        return self.sparse.encode_queries
+
     def _reader(self) -> Reader:
         """What the index shows; if that is new, once it is certain that the encoder is still the right one."""
         reader = self.index.reader
         if reader is not self._checked:
             reader.check_encoder(self.encoder.made_by, self.encoder.name)
-            self._analyzer = _analyzer_of(reader)
+            self._analyzer = self._analyzer_of(reader)
             self._checked = reader
         return reader
 
@@ -332,14 +269,29 @@ class Retriever:
             return reader.search(vectors, k, filter=keep)
         assert self._analyzer is not None  # noqa: S101 - else the mode would not be offered
         assert reader.lexical is not None  # noqa: S101
-        terms = [self._analyzer.terms(text) for text in texts]
+        terms = self._analyzer(texts)
         if vectors is None:
             return reader.lexical.search(terms, k, keep)
         return self._fuse(reader, vectors, terms, k, self.weight, keep)
 
 
-def _analyzer_of(reader: Reader) -> Analyzer | None:
-    return Analyzer(reader.analyzer) if reader.analyzer else None
+def encoder_of(index: Index, name: str | None = None) -> Encoder:
+    """Load the encoder that made an index's vectors: the one that it names, or one of this name, if it is the same.
+
+    Raises:
+        InputError: It is another one, both sides being named, or none is named.
+    """
+    made_by = index.reader.made_by
+    name = name or made_by.get("encoder")
+    if not name:
+        raise InputError(f"{index.folder} does not name its encoder (its vectors were made elsewhere); pass --encoder")
+    try:
+        encoder = Encoder.load(name, **load_options(made_by))
+    except InputError:
+        # It cannot be the same encoder: load it as it is, so that both can be named side by side.
+        encoder = Encoder.load(name)
+    index.reader.check_encoder(encoder.made_by, encoder.name)
+    return encoder
 
 
 def _named(reader: Reader, rows: list[int], scores: list[float]) -> list[Hit]:

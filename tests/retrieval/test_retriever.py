@@ -10,10 +10,11 @@ from indexes.shards import ShardedIndex
 from indexes.transfer import save_vectors
 from indexes.vector_writer import VectorWriter
 from retrieval.analyzer import Analyzer
+from retrieval.building import build_index
 from retrieval.documents import Document, corpus_fingerprint
 from retrieval.encoder import Encoder
 from retrieval.fusion import Scale, search_z_scores
-from retrieval.retriever import Hit, Retriever, build_index
+from retrieval.retriever import Hit, Retriever
 
 QUERIES = random_texts(12, seed=5, longest=6)
 
@@ -301,9 +302,9 @@ def test_bad_arguments(retriever):
     ):
         with pytest.raises(InputError, match=message):
             retriever.search("river", **arguments)
-    with pytest.raises(InputError, match="fusion is 'sum'"):
-        Retriever(retriever.index, retriever.encoder, fusion="sum")
-    with pytest.raises(InputError, match="weight of BM25 is -1"):
+    with pytest.raises(InputError, match="fusion is 'best'"):
+        Retriever(retriever.index, retriever.encoder, fusion="best")
+    with pytest.raises(InputError, match="weight of the lexical side is -1"):
         Retriever(retriever.index, retriever.encoder, weight=-1)
 
 

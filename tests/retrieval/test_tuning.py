@@ -10,9 +10,10 @@ from typer.testing import CliRunner
 from indexes.errors import InputError
 from indexes.index import Index
 from indexes.operating_points import Goal
+from retrieval.building import build_index
 from retrieval.cli import build_app
 from retrieval.documents import Document
-from retrieval.retriever import Retriever, build_index
+from retrieval.retriever import Retriever
 from retrieval.tuning import read_queries, sentences, tune_retriever
 
 QUESTIONS = random_texts(60, seed=9, longest=9)

@@ -40,3 +40,30 @@ def make_model(folder: Path, *, pooling: str = "mean", normalize: bool = True, p
 def random_texts(count: int, seed: int = 0, longest: int = 30) -> list[str]:
     rng = np.random.default_rng(seed)
     return [" ".join(rng.choice(WORDS, size=rng.integers(3, longest))) for _ in range(count)]
+
+
+def make_sparse(folder: Path, *, seed: int = 0, **options) -> Path:
+    """A SPLADE folder around a random masked-language model of one layer over the same vocabulary."""
+    import torch
+    from sentence_transformers import SparseEncoder
+    from sentence_transformers.sparse_encoder.modules import MLMTransformer, SpladePooling
+    from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
+
+    base = make_model(folder.parent / f"{folder.name}-dense")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        initializer_range=0.3,
+    )
+    plain = folder.parent / f"{folder.name}-mlm"
+    BertForMaskedLM(config).save_pretrained(plain)
+    tokenizer.save_pretrained(plain)
+    modules = [MLMTransformer(str(plain), max_seq_length=32), SpladePooling("max")]
+    SparseEncoder(modules=modules, device="cpu", **options).save_pretrained(str(folder))
+    return folder
