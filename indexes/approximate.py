@@ -193,7 +193,7 @@ class Approximate:
 
     def _unfiltered(self, effort: Effort) -> Any:
         """How FAISS is to search among all rows; None: as by default."""
-        if effort == DEFAULT:
+        if effort.ef is None and effort.nprobe is None and (effort.candidates is None or not self._refines):
             return None
         return search_parameters(self._faiss, self._index, effort)
 

@@ -35,13 +35,14 @@ class Effort(NamedTuple):
         Raises:
             InputError: A number is less than 1; candidates: than 0.
         """
-        for name, value in self._asdict().items():
-            least = 0 if name == "candidates" else 1
+        for name, value, least in zip(self._fields, self, (1, 1, 0), strict=True):
             if value is not None and value < least:
                 raise InputError(f"effort {name} is {value}; expected at least {least}")
 
     def over(self, other: "Effort") -> "Effort":
         """This one, and where it says nothing, the other."""
+        if other == DEFAULT:
+            return self
         return Effort(*(theirs if mine is None else mine for mine, theirs in zip(self, other, strict=True)))
 
 

@@ -43,34 +43,33 @@ def load_faiss() -> Any:
     return faiss
 
 
-Prepare = Callable[[Any], Any]
-"""Makes an empty FAISS index ready to be trained, on a GPU for one; what it returns is held until it is."""
+Fill = Callable[[Any, Rows], Any]
+"""Trains an empty FAISS index and puts all rows into it, or makes another of them; gives the filled one."""
 
 
-def leave(index: Any) -> None:
-    """Train an index as it is."""
+def fill(index: Any, store: Rows) -> Any:
+    """Train an index and put all rows into it."""
+    if not index.is_trained:
+        index.train(_training_rows(store))
+    for _, block in store.blocks(_BLOCK):
+        index.add(np.ascontiguousarray(block, dtype=np.float32))
+    return index
 
 
-def build_faiss(store: Rows, factory: str, path: Path, prepare: Prepare = leave) -> None:
+def build_faiss(store: Rows, factory: str, path: Path, how: Fill = fill) -> None:
     """Build a FAISS index of inner products over all rows and write it to a file.
 
     Args:
         store: The vectors.
         factory: A FAISS factory string, such as `Flat`, `HNSW32`, `IVF256,PQ48x4fs`.
         path: The file, as `faiss.read_index` reads it.
-        prepare: Called with the index before it is trained.
+        how: What fills the index, such as a GPU (`gpu.filling_on`).
 
     Raises:
         InputError: FAISS does not know the string, cannot build it over these vectors, or the file is not whole.
     """
-    index = empty_index(factory, store.dim)
-    held = prepare(index)
     try:
-        if not index.is_trained:
-            index.train(_training_rows(store))
-        del held
-        for _, block in store.blocks(_BLOCK):
-            index.add(np.ascontiguousarray(block, dtype=np.float32))
+        index = how(empty_index(factory, store.dim), store)
         index.search(store[:1], 1)  # some strings are built and then cannot be searched
     except RuntimeError as error:
         raise InputError(f"FAISS cannot build {factory!r} over {len(store)} × {store.dim}: {reason(error)}") from None

@@ -1,7 +1,6 @@
-"""FAISS on a GPU: which of its indexes can go there, their copies, and what they cannot do."""
+"""FAISS on a GPU: which of its indexes can go there or be built there, their copies, and what they cannot do."""
 
 import threading
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -9,10 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexes.errors import InputError
-from indexes.faiss_files import load_faiss, reason
+from indexes.faiss_files import Fill, fill, load_faiss, reason
+from indexes.vectors import Rows
 
 _MOST = 2048
 """Of k and of nprobe, for FAISS' own GPU indexes; those of cuVS take more, which is not made use of."""
+_LEAST_GRAPH = 1000
+"""Rows: of fewer, FAISS makes a graph as fast here, and CAGRA's copy has been seen to hang (faiss issue 4260)."""
 
 
 def device_number(device: Any) -> int:
@@ -72,25 +74,57 @@ class GpuCopy:
             return self._index.search(queries, k, params=self._faiss.SearchParametersIVF(nprobe=nprobe))
 
 
-def clustering_on(device: Any) -> Callable[[Any], Any]:
-    """What has FAISS cluster on a torch device; see `cluster_on_gpu`.
+def filling_on(device: Any) -> Fill:
+    """What fills an index on a torch device; see `fill_on_gpu`.
 
     Raises:
         InputError: See `device_number`.
     """
-    return partial(cluster_on_gpu, number=device_number(device))
+    return partial(fill_on_gpu, number=device_number(device))
 
 
-def cluster_on_gpu(index: Any, number: int) -> Any:
-    """Have the lists of an index that is to be trained clustered on a GPU; hold what is returned until it is trained.
+def fill_on_gpu(index: Any, store: Rows, number: int) -> Any:
+    """Fill an index, its lists being clustered, or its graph made, on a GPU.
 
     Raises:
-        InputError: It has no lists; FAISS trains nothing else there.
+        InputError: It has neither; FAISS builds nothing else there. Or it has a graph and FAISS comes without cuVS.
     """
     faiss = load_faiss()
+    if isinstance(index, faiss.IndexHNSWFlat):
+        return _graph(faiss, index, store, number)
     lists = faiss.try_extract_index_ivf(index)
     if lists is None:
-        raise InputError(f"{type(index).__name__} is not built on a GPU; leave the device out, or choose IVF…")
+        raise InputError(
+            f"{type(index).__name__} is not built on a GPU; leave the device out, or choose IVF…, or HNSW of whole rows"
+        )
     resources = faiss.StandardGpuResources()
     lists.clustering_index = faiss.index_cpu_to_gpu(resources, number, faiss.IndexFlatIP(lists.d))
-    return resources, lists, lists.clustering_index
+    return fill(index, store)
+
+
+def _graph(faiss: Any, index: Any, store: Rows, number: int) -> Any:
+    """A graph of as many neighbours as that of an empty HNSW index, of all rows.
+
+    CAGRA makes its lowest level; those above it, of few rows, are made here. The GPU must hold both rows and graph.
+
+    Source: Ootomo et al., "CAGRA: Highly Parallel Graph Construction and Approximate Nearest Neighbor Search for GPUs"
+    (ICDE 2024).
+    """
+    if not hasattr(faiss, "GpuIndexCagra"):
+        raise InputError(
+            "the installed FAISS has no cuVS, which makes graphs on GPUs; leave the device out, or use an environment "
+            "of its own with 'retrokit[cuvs]'"
+        )
+    if len(store) < _LEAST_GRAPH:
+        return fill(index, store)
+    degree = index.hnsw.nb_neighbors(0)
+    settings = faiss.GpuIndexCagraConfig()
+    settings.device = number
+    settings.graph_degree = degree
+    settings.intermediate_graph_degree = 2 * degree
+    resources = faiss.StandardGpuResources()
+    there = faiss.GpuIndexCagra(resources, index.d, faiss.METRIC_INNER_PRODUCT, settings)
+    there.train(np.ascontiguousarray(store[:], dtype=np.float32))
+    graph = faiss.IndexHNSWCagra(index.d, degree // 2, faiss.METRIC_INNER_PRODUCT)
+    there.copyTo(graph)
+    return graph

@@ -14,9 +14,9 @@ from indexes.candidates import AUTO, usual_factory
 from indexes.device import checked_device
 from indexes.efforts import DEFAULT, Effort
 from indexes.errors import InputError
-from indexes.faiss_files import leave
+from indexes.faiss_files import fill
 from indexes.generations import KIND, Change, changing, file_name, opened
-from indexes.gpu import clustering_on
+from indexes.gpu import filling_on
 from indexes.hits import Hits, Within
 from indexes.live import (
     LiveSegment,
@@ -88,7 +88,8 @@ class Index:
             attributes: Of documents by id, to filter by, beside those of the entries: bool, int, float, str, date, or
                 lists of one of these. Those not given are null.
             segments: How many; more than one for `ShardedIndex`.
-            device: `cuda`: FAISS clusters the vectors of inverted lists (IVF…) there, if its wheel is for GPUs.
+            device: `cuda`: FAISS clusters the vectors of inverted lists (IVF…) there, if its wheel is for GPUs, and
+                makes the graph of HNSW over whole rows there (by CAGRA), if it is the one with cuVS (extra `cuvs`).
             overwrite: Replace an existing folder.
 
         Raises:
@@ -98,7 +99,7 @@ class Index:
         folder = Path(folder)
         _check_segments(segments)
         segments = max(1, min(segments, vectors.documents))
-        prepare = leave if device is None else clustering_on(checked_device(device))
+        how = fill if device is None else filling_on(checked_device(device))
         factory = usual_factory(len(vectors)) if factory == AUTO else factory
         with contextlib.ExitStack() as stack:
             if overwrite and (folder / MANIFEST).is_file():
@@ -107,8 +108,8 @@ class Index:
             name = file_name("segment", 1)
             (temporary / name).mkdir()
             ScoreMoments.of(vectors.blocks(), vectors.dim).save(temporary / file_name("moments", 1))
-            first, how = ("Flat", leave) if segments > 1 else (factory, prepare)
-            write_segment(temporary / name, vectors, first, entries, attributes, prepare=how)
+            first, by = ("Flat", fill) if segments > 1 else (factory, how)
+            write_segment(temporary / name, vectors, first, entries, attributes, how=by)
             segment = Segment(temporary / name)
             if segment.postings is not None and not segment.postings.rows.size:
                 raise InputError(
@@ -117,7 +118,7 @@ class Index:
                 )
             records = [record(name, segment, factory)]
             if segments > 1:
-                records = split(temporary, LiveSegment(records[0], segment, None), factory, segments, prepare)
+                records = split(temporary, LiveSegment(records[0], segment, None), factory, segments, how)
             content = {
                 "made_by": vectors.made_by,
                 "encoding": vectors.encoding,

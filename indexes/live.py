@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexes.errors import InputError
-from indexes.faiss_files import Prepare, leave
+from indexes.faiss_files import Fill, fill
 from indexes.generations import PLOT, Change, file_name, work_folder
 from indexes.lexical import K1, B, Impacts
-from indexes.manifest import differences
+from indexes.manifest import differences, sync
 from indexes.moments import ScoreMoments
 from indexes.names import WHOLE
 from indexes.operating_points import Goal
@@ -189,7 +189,7 @@ def parted(held: Sequence[LiveSegment], count: int) -> list[list[LiveSegment]]:
     return parts
 
 
-def split(folder: Path, whole: LiveSegment, factory: str, count: int, prepare: Prepare = leave) -> list[dict[str, Any]]:
+def split(folder: Path, whole: LiveSegment, factory: str, count: int, how: Fill = fill) -> list[dict[str, Any]]:
     """Replace the segment of a new folder by several, and give their records.
 
     Raises:
@@ -199,9 +199,7 @@ def split(folder: Path, whole: LiveSegment, factory: str, count: int, prepare: P
     for number, part in enumerate(parted([whole], count), start=1):
         path = folder / file_name("segment", 1, number)
         path.mkdir()
-        merge_segments(
-            path, [one.segment for one in part], [one.live for one in part], factory, lenient=False, prepare=prepare
-        )
+        merge_segments(path, [one.segment for one in part], [one.live for one in part], factory, lenient=False, how=how)
         records.append(record(path.name, Segment(path), factory))
     shutil.rmtree(folder / whole.record["name"])
     return records
@@ -250,6 +248,8 @@ def _kept_merge(held: Sequence[LiveSegment], path: Path) -> LiveSegment:
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir()
         merge_segments(new, [one.segment for one in held], [one.live for one in held], "Flat")
+        for file in (*new.rglob("*"), new):  # or a power cut could leave a whole folder of empty files
+            sync(file)
         new.rename(path)
     segment = Segment(path)
     return LiveSegment(record(path.name, segment, "Flat"), segment, None)

@@ -23,6 +23,8 @@ from indexes.vectors import UNIT_TOLERANCE
 
 _UNIT = (1 - UNIT_TOLERANCE) ** 2, (1 + UNIT_TOLERANCE) ** 2
 _FINITE = np.finfo(np.float64).max
+_SURELY = 1 + 1e-3
+"""So far are squared lengths off in float32, of up to 8,000 dimensions."""
 
 
 class Stored(NamedTuple):
@@ -327,8 +329,11 @@ class Reader:
         """
         if queries.ndim != 2 or queries.shape[1] != self.dim:
             raise InputError(f"queries have shape {queries.shape}; {self.folder} expects (queries, {self.dim})")
-        squares = np.vecdot(queries, queries, dtype=np.float64)  # (q,)
         low, high = _UNIT if self.metric == "cosine" else (0.0, _FINITE)
+        squares = np.vecdot(queries, queries)  # (q,) in float32, most of the time, which takes a quarter of the time
+        if len(squares) and squares.min() >= low * _SURELY and squares.max() <= high / _SURELY:
+            return np.ascontiguousarray(queries, dtype=np.float32)
+        squares = np.vecdot(queries, queries, dtype=np.float64)
         if len(squares) and not (squares.min() >= low and squares.max() <= high):  # NaN is neither
             if not np.isfinite(squares).all():
                 raise InputError("a query vector holds NaN or infinity; encode the query again")

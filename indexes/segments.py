@@ -15,7 +15,7 @@ from indexes.arrays import map_array
 from indexes.attributes import Attributes
 from indexes.efforts import DEFAULT, Effort
 from indexes.errors import InputError
-from indexes.faiss_files import Prepare, build_faiss, leave, load_faiss, stored_rows
+from indexes.faiss_files import Fill, build_faiss, fill, load_faiss, stored_rows
 from indexes.hits import Hits
 from indexes.names import WHOLE, Id, Names, text_of
 from indexes.passages import Passages, check_passages
@@ -132,7 +132,7 @@ def write_segment(
     *,
     known: Attributes | None = None,
     lenient: bool = False,
-    prepare: Prepare = leave,
+    how: Fill = fill,
 ) -> str:
     """Write a new segment of a vectors folder.
 
@@ -144,7 +144,7 @@ def write_segment(
         attributes: Of documents by id, beside the entries' own; None: no others.
         known: Those of the documents that are there already.
         lenient: Take `Flat` where FAISS cannot build the factory over so few vectors.
-        prepare: See `build_faiss`.
+        how: See `build_faiss`.
 
     Returns:
         The factory that was built.
@@ -170,7 +170,7 @@ def write_segment(
     passages = store.passages
     if passages is not None:
         check_passages(passages, len(store), len(ids), store.folder)
-    return _write_dense(folder, store, ids, passages, factory, lenient=lenient, prepare=prepare)
+    return _write_dense(folder, store, ids, passages, factory, lenient=lenient, how=how)
 
 
 def merge_segments(
@@ -180,7 +180,7 @@ def merge_segments(
     factory: str,
     *,
     lenient: bool = True,
-    prepare: Prepare = leave,
+    how: Fill = fill,
 ) -> str:
     """Write a new segment of the documents of others, in their order, without those that are not to be kept.
 
@@ -190,7 +190,7 @@ def merge_segments(
         keep: Of each segment, which documents to keep (n,); None: all. At least one document is kept.
         factory: A FAISS factory string.
         lenient: Take `Flat` where FAISS cannot build the factory over so few vectors.
-        prepare: See `build_faiss`.
+        how: See `build_faiss`.
 
     Returns:
         The factory that was built.
@@ -201,7 +201,7 @@ def merge_segments(
     both = list(zip(segments, kept, strict=True))
     ids = [names[row] for names, rows in ((list(one.ids), rows) for one, rows in both) for row in rows.tolist()]
     vectors = JoinedRows([(one.dense.targets, one.vector_rows(rows)) for one, rows in both])
-    used = _write_dense(folder, vectors, ids, _joined_passages(both), factory, lenient=lenient, prepare=prepare)
+    used = _write_dense(folder, vectors, ids, _joined_passages(both), factory, lenient=lenient, how=how)
     postings = [(one.postings, some) for one, some in zip(segments, keep, strict=True) if one.postings is not None]
     if postings:
         Postings.joined(postings).save(folder / _LEXICAL)
@@ -276,13 +276,13 @@ def _write_dense(
     factory: str,
     *,
     lenient: bool,
-    prepare: Prepare = leave,
+    how: Fill = fill,
 ) -> str:
     if passages is not None:
         np.save(folder / _PASSAGES, passages, allow_pickle=False)
     Names.of(ids).save(folder, _IDS)
     try:
-        build_faiss(vectors, factory, folder / _DENSE, prepare)
+        build_faiss(vectors, factory, folder / _DENSE, how)
     except InputError:
         if not lenient or factory == "Flat":
             raise

@@ -1,6 +1,7 @@
 """Search on a torch device: hit for hit what the processor finds. On the processor everywhere, on CUDA where it is."""
 
 import types
+from functools import partial
 
 import numpy as np
 import pytest
@@ -184,12 +185,54 @@ def test_a_gpu_that_faiss_does_not_see_is_refused(faiss_gpu):
 
 def test_lists_are_clustered_on_the_gpu(faiss_gpu, tmp_path):
     rows = JoinedRows([(Targets(ROWS), np.arange(N))])
-    build_faiss(rows, "IVF16,PQ8x4fs", tmp_path / "there", lambda index: gpu.cluster_on_gpu(index, 0))
+    build_faiss(rows, "IVF16,PQ8x4fs", tmp_path / "there", partial(gpu.fill_on_gpu, number=0))
     assert faiss_gpu.copies == [(0, "IndexFlatIP")]
     found = Approximate(tmp_path / "there", ROWS).search(QUERIES, 10, effort=Effort(nprobe=16, candidates=150))
     assert (found.scores == search_exact(QUERIES, ROWS, 10).scores).mean() > 0.95
-    with pytest.raises(InputError, match="IndexHNSWFlat is not built on a GPU; leave the device out, or choose IVF"):
-        gpu.cluster_on_gpu(load_faiss().IndexHNSWFlat(D, 8), 0)
+    with pytest.raises(InputError, match="IndexFlatIP is not built on a GPU; leave the device out, or choose IVF"):
+        gpu.fill_on_gpu(load_faiss().IndexFlatIP(D), rows, 0)
+
+
+def test_graphs_are_made_on_the_gpu_and_searched_here(faiss_gpu, tmp_path):
+    rows = JoinedRows([(Targets(ROWS), np.arange(N))])
+    with pytest.raises(InputError, match="no cuVS, which makes graphs on GPUs"):
+        build_faiss(rows, "HNSW16", tmp_path / "there", partial(gpu.fill_on_gpu, number=0))
+    made = []
+
+    class Cagra:
+        """Stands for CAGRA: of what it is told, its graph is made here."""
+
+        def __init__(self, resources, dim, metric, settings):
+            made.append((dim, metric, vars(settings)))
+
+        def train(self, given):
+            self.given = given
+
+        def copyTo(self, graph):
+            graph.add(self.given)
+
+    faiss_gpu.GpuIndexCagra, faiss_gpu.GpuIndexCagraConfig = Cagra, types.SimpleNamespace
+    build_faiss(rows, "HNSW16", tmp_path / "there", partial(gpu.fill_on_gpu, number=0))
+    settings = {"device": 0, "graph_degree": 32, "intermediate_graph_degree": 64}
+    assert made == [(D, load_faiss().METRIC_INNER_PRODUCT, settings)]
+    there = Approximate(tmp_path / "there")
+    assert type(there._index).__name__ == "IndexHNSWCagra"
+    for keep in (None, KEEP):
+        found, right = there.search(QUERIES, 10, keep, Effort(ef=256)), search_exact(QUERIES, ROWS, 10, keep=keep)
+        assert (found.scores == right.scores).mean() > 0.95
+    few = JoinedRows([(Targets(ROWS), np.arange(10))])
+    build_faiss(few, "HNSW16", tmp_path / "few", partial(gpu.fill_on_gpu, number=0))
+    assert len(made) == 1, "so few are not worth the way"
+
+
+@cuda
+def test_cagra_on_a_real_gpu(tmp_path):
+    if not hasattr(load_faiss(), "GpuIndexCagra"):
+        pytest.skip("this FAISS has no cuVS")
+    rows = JoinedRows([(Targets(ROWS), np.arange(N))])
+    build_faiss(rows, "HNSW16", tmp_path / "there", partial(gpu.fill_on_gpu, number=0))
+    found, right = Approximate(tmp_path / "there").search(QUERIES, 10), search_exact(QUERIES, ROWS, 10)
+    assert (found.scores == right.scores).mean() > 0.9
 
 
 @cuda
@@ -198,7 +241,7 @@ def test_faiss_on_a_real_gpu(factory, tmp_path):
     if not hasattr(load_faiss(), "StandardGpuResources"):
         pytest.skip("this FAISS has no GPU support")
     path = tmp_path / "file"
-    build_faiss(JoinedRows([(Targets(ROWS), np.arange(N))]), factory, path, lambda index: gpu.cluster_on_gpu(index, 0))
+    build_faiss(JoinedRows([(Targets(ROWS), np.arange(N))]), factory, path, partial(gpu.fill_on_gpu, number=0))
     here, there = Approximate(path, ROWS), Approximate(path, ROWS)
     there.move_to(torch.device("cuda"))
     effort = Effort(nprobe=16, candidates=8)
