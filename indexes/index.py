@@ -113,8 +113,8 @@ class Index:
             segment = Segment(temporary / name)
             if segment.postings is not None and not segment.postings.rows.size:
                 raise InputError(
-                    f"none of the {len(segment)} documents holds a term; BM25 needs words: index without it "
-                    "(--dense-only)"
+                    f"none of the {len(segment)} documents holds a term; there is nothing to search by words: index "
+                    "without them (--dense-only)"
                 )
             records = [record(name, segment, factory)]
             if segments > 1:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from indexes.checksums import describe
 from indexes.errors import InputError
 from indexes.manifest import differences, open_manifest, publish, read_json, refuse_existing, seal, sole_writer, sync
 from indexes.manifest import write_json as write_record
@@ -16,6 +17,7 @@ from indexes.vectors import partial_folder
 KIND = "terms"
 _PART = "part-{:05d}.arrow"
 _RECORD = "part-{:05d}.done.json"
+_RECORDS = "part-*.done.json"
 _SCHEMA = pa.schema([("id", pa.string()), ("terms", pa.list_(pa.string())), ("weights", pa.list_(pa.float32()))])
 
 
@@ -29,12 +31,14 @@ class TermStore:
     Attributes:
         made_by: The record of the sparse encoder, with its `fingerprint`.
         corpus: `source` and `fingerprint` of the corpus.
+        truncated: How many documents were longer than the encoder reads.
     """
 
     def __init__(self, folder: Path, manifest: Mapping[str, Any]) -> None:
         self.folder = folder
         self.made_by: dict[str, Any] = manifest["made_by"]
         self.corpus: dict[str, Any] = manifest["corpus"]
+        self.truncated: int = manifest["truncated"]
         self._documents: int = manifest["documents"]
         self._parts: int = manifest["parts"]
 
@@ -59,9 +63,10 @@ class TermStore:
 
 
 class TermWriter:
-    """Fills a terms folder part by part; a part that is there is never made again. Use it as a context.
+    """Fills a terms folder part by part; a part that is there and whole is never made again. Use it as a context.
 
-    Until it is finished, everything lies in a folder beside it, and a killed writer's parts are taken over.
+    Until it is finished, everything lies in a folder beside it, and a killed writer's parts are taken over. Where there
+    are none, nothing is left behind.
 
     Args:
         folder: The terms folder to make.
@@ -93,27 +98,38 @@ class TermWriter:
 
     def __exit__(self, *_: object) -> None:
         self._lock.close()
+        if not any(self.partial.glob(_RECORDS)):
+            discard(self.partial)
 
     def _begin(self) -> None:
         if (self.partial / PLAN).is_file():
             begun = read_plan(self.partial)["made_by"]
-            if begun["fingerprint"] == self._made_by["fingerprint"]:
-                return
-            if not self._overwrite:
-                raise InputError(
-                    f"{self.partial} was begun otherwise ({differences(begun, self._made_by)}); finish it so, choose "
-                    "another --output or pass --overwrite"
-                )
-            empty(self.partial)
+            if begun["fingerprint"] != self._made_by["fingerprint"]:
+                if not self._overwrite:
+                    raise InputError(
+                        f"{self.partial} was begun by another sparse encoder ({differences(begun, self._made_by)}); "
+                        "go on with that one, choose another --output or pass --overwrite"
+                    )
+                empty(self.partial)
         write_plan(self.partial, {"made_by": self._made_by, "encoding": {"content": KIND}})
         (self.partial / CONTENT).mkdir(exist_ok=True)
 
     def has(self, part: int, source: str) -> bool:
-        """Whether a part is there, made of the documents of this digest."""
-        record = self.partial / _RECORD.format(part)
-        return record.is_file() and read_json(record)["source"] == source
+        """Whether a part is there and whole, made of the documents of this digest."""
+        record, place = self.partial / _RECORD.format(part), self.partial / CONTENT / _PART.format(part)
+        if not record.is_file() or not place.is_file():
+            return False
+        said = read_json(record)
+        return bool(said["source"] == source and said["file"] == describe(place))
 
-    def write(self, part: int, ids: Sequence[str], weights: Sequence[Mapping[str, float]], source: str) -> None:
+    def write(
+        self,
+        part: int,
+        ids: Sequence[str],
+        weights: Sequence[Mapping[str, float]],
+        source: str,
+        truncated: int = 0,
+    ) -> None:
         """Write a part.
 
         Args:
@@ -121,6 +137,7 @@ class TermWriter:
             ids: Of its n documents.
             weights: {term: weight} of each.
             source: The digest of its documents.
+            truncated: How many of them were longer than the encoder reads.
         """
         record, place = self.partial / _RECORD.format(part), self.partial / CONTENT / _PART.format(part)
         record.unlink(missing_ok=True)
@@ -131,7 +148,8 @@ class TermWriter:
         with pa.OSFile(str(place), "wb") as file, pa.ipc.new_file(file, _SCHEMA) as writer:
             writer.write_table(table)
         sync(place)
-        write_record(record, {"source": source, "documents": len(ids), "rows": len(ids)})
+        said = {"source": source, "documents": len(ids), "rows": len(ids), "truncated": truncated}
+        write_record(record, {**said, "file": describe(place)})
 
     def finish(self, parts: int, corpus: Mapping[str, Any]) -> TermStore:
         """Publish the folder, all of its parts being there, and open it."""
@@ -140,9 +158,10 @@ class TermWriter:
         for path in content.iterdir():
             if path.name not in wanted:
                 path.unlink()
-        documents = sum(read_json(self.partial / _RECORD.format(part))["documents"] for part in range(parts))
-        said = {"made_by": self._made_by, "corpus": dict(corpus), "documents": documents, "parts": parts}
-        seal(content, KIND, said)
+        records = [read_json(self.partial / _RECORD.format(part)) for part in range(parts)]
+        counts = {name: sum(record[name] for record in records) for name in ("documents", "truncated")}
+        files = {_PART.format(part): record["file"] for part, record in enumerate(records)}
+        seal(content, KIND, {"made_by": self._made_by, "corpus": dict(corpus), **counts, "parts": parts}, files)
         publish(content, self.folder, overwrite=self._overwrite)
         self._lock.close()
         discard(self.partial)

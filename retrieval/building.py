@@ -24,7 +24,7 @@ def build_index(
     *,
     factory: str = "Flat",
     documents: Iterable[Document] | None = None,
-    language: str = "english",
+    language: str | None = None,
     terms: TermStore | None = None,
     attributes: Mapping[str, Mapping[str, Any]] | None = None,
     overwrite: bool = False,
@@ -36,7 +36,7 @@ def build_index(
         folder: The index folder to make.
         factory: Any FAISS factory string; `Flat` is exact.
         documents: The documents of the vectors, in the same order; None for a dense index.
-        language: Of BM25's stemmer.
+        language: Of BM25's stemmer; None: english.
         terms: Learned weights of the same documents' terms, from `SparseEncoder.encode_corpus`; None: BM25.
         attributes: Of documents by id, to filter by, beside those of the documents themselves; see `Index.build`.
         overwrite: Replace an existing folder.
@@ -48,6 +48,9 @@ def build_index(
         if terms is not None:
             raise InputError("terms are given and their documents are not; give both")
         return Index.build(vectors, factory, folder, attributes=attributes, overwrite=overwrite)
+    if terms is not None and language is not None:
+        raise InputError(f"language {language} is of BM25, which the terms take the place of; leave it out")
+    language = language or "english"
     entries = _entries(documents, vectors, Analyzer(language) if terms is None else terms)
     analyzer = language if terms is None else terms.made_by
     return Index.build(
@@ -95,6 +98,28 @@ def long_documents_of(reader: Reader) -> LongDocuments:
     return LongDocuments(said.get("long_documents", "truncate"), said.get("passage_tokens"), said.get("overlap"))
 
 
+def same_corpus(documents: Iterable[Document], corpus: Mapping[str, Any], folder: Path) -> Iterator[Document]:
+    """Pass documents on, and refuse them at the end if the vectors were made of others (same ids, other texts).
+
+    Where the vectors were merged from several corpora, each part is refused at its end, by its own fingerprint.
+    """
+    stream = iter(documents)
+    parts = corpus.get("parts")
+    for part in parts or [{**corpus, "documents": None}]:
+        digest = hashlib.sha256()
+        for document in itertools.islice(stream, part["documents"]):
+            digest.update(document_bytes(document))
+            yield document
+        expected, found = part["fingerprint"], digest.hexdigest()
+        if expected is not None and found != expected:
+            where = f" in the part from {part['source']}" if parts else ""
+            raise InputError(
+                f"{folder} was made of other texts ({expected[:12]} ≠ {found[:12]}{where}), the corpus changed: "
+                "encode it again"
+            )
+    yield from stream
+
+
 def _same_terms(reader: Reader, terms: TermStore | None) -> Analyzer | TermStore:
     """What makes the terms of new documents as those of an index were made."""
     made_by = reader.analyzer
@@ -118,29 +143,8 @@ def _entries(documents: Iterable[Document], vectors: VectorStore, terms: Analyze
             yield Entry(one.id, terms.terms(one.content), one.content, one.attributes)
         return
     documents = same_corpus(documents, terms.corpus, terms.folder)
-    for one, (id_, weights) in zip(documents, terms, strict=True):
-        if id_ != one.id:
-            raise InputError(f"{terms.folder} has document {id_!r} where the corpus has {one.id!r}; encode it again")
-        yield Entry(one.id, weights, one.content, one.attributes)
-
-
-def same_corpus(documents: Iterable[Document], corpus: Mapping[str, Any], folder: Path) -> Iterator[Document]:
-    """Pass documents on, and refuse them at the end if the vectors were made of others (same ids, other texts).
-
-    Where the vectors were merged from several corpora, each part is refused at its end, by its own fingerprint.
-    """
-    stream = iter(documents)
-    parts = corpus.get("parts")
-    for part in parts or [{**corpus, "documents": None}]:
-        digest = hashlib.sha256()
-        for document in itertools.islice(stream, part["documents"]):
-            digest.update(document_bytes(document))
-            yield document
-        expected, found = part["fingerprint"], digest.hexdigest()
-        if expected is not None and found != expected:
-            where = f" in the part from {part['source']}" if parts else ""
-            raise InputError(
-                f"{folder} was made of other texts ({expected[:12]} ≠ {found[:12]}{where}), the corpus changed: "
-                "encode it again"
-            )
-    yield from stream
+    for one, weighted in itertools.zip_longest(documents, terms):
+        if one is None or weighted is None or weighted[0] != one.id:
+            there, here = weighted and weighted[0], one and one.id
+            raise InputError(f"{terms.folder} has document {there!r} where the corpus has {here!r}; encode it again")
+        yield Entry(one.id, weighted[1], one.content, one.attributes)

@@ -3,6 +3,7 @@
 import itertools
 import re
 import shutil
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,7 @@ import typer
 from indexes.checksums import fingerprint
 from indexes.errors import InputError
 from indexes.manifest import write_json
+from indexes.partial import discard
 from retrieval.commands import CORPUS, Json, encode_terms_to, encode_to, is_kind
 from retrieval.console import note, out
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from indexes.names import Id
     from indexes.terms import TermStore
 
+_DAY = 86_400
 Folder = Annotated[Path, typer.Argument(help="An index folder.", metavar="INDEX_FOLDER")]
 
 
@@ -61,10 +64,9 @@ def add(
     replaced = add_to_index(
         opened, vectors, documents=texts if lexical else None, terms=terms, attributes=alone, replace=replace
     )
-    begin = f"{place.name.rpartition('-')[0]}-"
-    for old in place.parent.iterdir():  # and those of sources that changed since
-        if old.name.startswith(begin) and old.resolve() != Path(source).resolve():
-            shutil.rmtree(old)
+    for mine in ([folder] if made_here else []) + ([] if terms is None else [terms.folder]):
+        shutil.rmtree(mine)
+    _sweep(place)
     added = vectors.documents
     said = f"{added:,} documents added, {replaced:,} of them in place of older ones"
     _say(opened, json, {"added": added, "replaced": replaced}, said)
@@ -136,6 +138,19 @@ def _place_for(index: Path, source: str) -> Path:
     return index.with_name(f"{index.name}.adding-{fingerprint([source if not files else state])[:12]}")
 
 
+def _sweep(place: Path) -> None:
+    """Remove what runs left that were killed a day ago or earlier and whose sources changed since."""
+    for old in place.parent.glob(f"{place.name.rpartition('-')[0]}-*"):
+        if not re.fullmatch(r"[0-9a-f]{12}(\.terms)?(\.partial)?", old.name.rpartition("-")[2]):
+            continue
+        if time.time() - old.stat().st_mtime < _DAY:
+            continue
+        if old.name.endswith(".partial"):
+            discard(old)
+        elif is_kind(old, "vectors") or is_kind(old, "terms"):
+            shutil.rmtree(old)
+
+
 def _encode_for(opened: "Index", source: str, folder: Path, name: str | None) -> None:
     """Encode a corpus as the documents of an index were."""
     from retrieval.building import long_documents_of
@@ -146,16 +161,14 @@ def _encode_for(opened: "Index", source: str, folder: Path, name: str | None) ->
 
 def _terms_for(opened: "Index", sources: list[str], folder: Path, name: str | None) -> "TermStore | None":
     """Encode a corpus by the sparse encoder of an index, if that has one."""
-    from retrieval.sparse import SparseEncoder, load_options
+    from retrieval.retriever import sparse_encoder_of
 
-    made_by = opened.reader.analyzer
-    if not isinstance(made_by, dict):
+    if not isinstance(opened.reader.analyzer, dict):
         if name is not None:
             raise InputError(f"{opened.folder} has no sparse encoder; leave --sparse out")
         return None
-    model = SparseEncoder.load(name or made_by["encoder"], **load_options(made_by))
-    model.check(made_by, opened.folder)
-    return encode_terms_to(model, sources, folder)
+    # What another corpus left at this place, which is our own, is replaced.
+    return encode_terms_to(sparse_encoder_of(opened, name), sources, folder, overwrite=True)
 
 
 def _say(opened: "Index", json: Path | None, fields: dict[str, Any], what: str) -> None:

@@ -120,7 +120,9 @@ def index(
     attributes: Annotated[
         str, typer.Option(help="Fields of the corpus to filter by, such as year,lang or metadata.year.")
     ] = "",
-    language: Annotated[str, typer.Option(help="Of BM25's stemmer (Snowball), or none.")] = "english",
+    language: Annotated[
+        str | None, typer.Option(help="Of BM25's stemmer (Snowball), or none  [default: english]")
+    ] = None,
     overwrite: Overwrite = False,
     json: Json = None,
 ) -> None:
@@ -140,13 +142,18 @@ def index(
     refuse_existing(output, overwrite=overwrite, inputs=[source, *([corpus] if corpus else [])])
     if sparse is not None and dense_only:
         raise InputError("--sparse makes what --dense-only leaves out; give one or the other")
-    folder = Path(source)
+    if sparse is not None and language is not None:
+        raise InputError("--language is of BM25, which --sparse takes the place of; give one or the other")
+    folder, place = Path(source), output.with_name(f"{output.name}.terms")
+    if sparse is not None:
+        refuse_existing(place, overwrite=True, inputs=[source, sparse, *([corpus] if corpus else [])])
+    weighing = None if sparse is None else SparseEncoder.load(sparse)
     if not is_kind(folder, KIND) and not partial_folder(folder).is_dir():
         folder = output.with_name(f"{output.name}.vectors")
         model = Encoder.load(encoder)
         if factory != AUTO:
             empty_index(factory, model.dim)  # a wrong factory or language is refused before hours of encoding
-        Analyzer(language)
+        Analyzer(language or "english")
         encode_to(model, source, folder, overwrite=overwrite)
     vectors = VectorStore.open(folder)
     sources = [corpus] if corpus else [part["source"] for part in vectors.corpus.get("parts") or [vectors.corpus]]
@@ -157,14 +164,14 @@ def index(
     wanted = [name.strip() for name in attributes.split(",") if name.strip()]
     texts = itertools.chain.from_iterable(read_documents(one, wanted) for one in sources)
     alone = {one.id: one.attributes or {} for one in texts} if dense_only and wanted else None
-    place = output.with_name(f"{output.name}.terms")
+    terms = encode_terms_to(weighing, sources, place, overwrite=overwrite) if weighing else None
     built = build_index(
         vectors,
         output,
         factory=factory,
         documents=None if dense_only else texts,
         language=language,
-        terms=encode_terms_to(SparseEncoder.load(sparse), sources, place, overwrite=overwrite) if sparse else None,
+        terms=terms,
         attributes=alone,
         overwrite=overwrite,
     )
@@ -183,7 +190,7 @@ def search(
     *,
     k: Annotated[int, typer.Option("-k", help="How many documents to show.")] = 10,
     mode: Annotated[
-        str | None, typer.Option(help="lexical, dense or hybrid (the default where there is BM25).")
+        str | None, typer.Option(help="lexical, dense or hybrid (the default, but for a dense index).")
     ] = None,
     fusion: Annotated[
         str, typer.Option(help="How hybrid fuses: zscore, minmax, rrf, or sum (with a sparse encoder).")
@@ -279,22 +286,24 @@ def encode_terms_to(
 
     refuse_existing(folder, overwrite=True, inputs=sources)
     one = sources[0] if len(sources) == 1 else None
-    parts = [read_documents(source) for source in sources]
-    corpus = read_documents(one or itertools.chain.from_iterable(parts))
 
     def encode(overwrite: bool) -> "TermStore":
+        corpus = read_documents(one or itertools.chain.from_iterable(map(read_documents, sources)))
         with progress(f"Encoding terms by {model.name}", "documents") as report:
             return model.encode_corpus(
                 corpus, folder, source=_source(one) if one else None, overwrite=overwrite, on_progress=report
             )
 
-    if overwrite and folder.exists() and one:
+    store = None
+    if overwrite and folder.exists():
         with contextlib.suppress(InputError):
-            return encode(overwrite=False)  # finished by this encoder from this corpus: nothing to replace
-    store = encode(overwrite)
-    if model.truncated:
-        length = model.fields["max_length"]
-        note(f"notice: {model.truncated:,} documents are longer than {length} tokens; their terms read the first only")
+            store = encode(overwrite=False)  # finished by this encoder from this corpus: nothing to replace
+    store = store or encode(overwrite)
+    if store.truncated:
+        note(
+            f"notice: {store.truncated:,} documents are longer than {model.name} reads; their terms are those of their "
+            "beginnings"
+        )
     return store
 
 

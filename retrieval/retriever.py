@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,8 +72,8 @@ class Retriever:
     Args:
         index: An opened index.
         encoder: The encoder that made its vectors; another one is refused.
-        sparse: The encoder that made its terms' weights, if it has any; another one is refused. None: the lexical side
-            of such an index is left out.
+        sparse: The encoder that made its terms' weights, if it has any, or what loads it when it is first needed;
+            another one is refused. None: the lexical side of such an index is left out.
         fusion: `zscore`: dense z-score + weight × lexical z-score; `minmax`: both from the least possible score to the
             best one; `rrf`: reciprocal ranks; `sum`: of the scores as they are, for learned weights only.
         weight: Of the lexical side in the fusion; None: 0.5 for z-scores, 0.25 for min-max, 1 for ranks and sums.
@@ -86,7 +87,7 @@ class Retriever:
         index: Index,
         encoder: Encoder,
         *,
-        sparse: SparseEncoder | None = None,
+        sparse: SparseEncoder | Callable[[], SparseEncoder] | None = None,
         fusion: str = "zscore",
         weight: float | None = None,
     ) -> None:
@@ -97,9 +98,11 @@ class Retriever:
         index.reader.check_encoder(encoder.made_by, encoder.name)
         if fusion == "sum" and not isinstance(index.reader.analyzer, Mapping):
             raise InputError(f"{index.folder} has no learned weights to add to dense scores; fuse by zscore or rrf")
+        if sparse is not None and not isinstance(index.reader.analyzer, Mapping):
+            raise InputError(f"{index.folder} has no learned weights of terms; leave the sparse encoder out")
         self.index = index
         self.encoder = encoder
-        self.sparse = sparse
+        self._sparse = sparse
         self.fusion = fusion
         self._fuse, usual = FUSIONS[fusion]
         self.weight = usual if weight is None else weight
@@ -120,13 +123,19 @@ class Retriever:
         index = Index.open(folder)
         if not isinstance(encoder, Encoder):
             encoder = encoder_of(index, encoder)
-        if not isinstance(sparse, SparseEncoder) and isinstance(index.reader.analyzer, Mapping):
-            sparse = SparseEncoder.load(
-                sparse or index.reader.analyzer["encoder"], **sparse_load_options(index.reader.analyzer)
-            )
-        if isinstance(sparse, str):
-            raise InputError(f"{folder} has no learned weights of terms; leave the sparse encoder out")
-        return cls(index, encoder, sparse=sparse, fusion=fusion, weight=weight)
+        if isinstance(sparse, SparseEncoder):
+            return cls(index, encoder, sparse=sparse, fusion=fusion, weight=weight)
+        loads = None
+        if sparse is not None or isinstance(index.reader.analyzer, Mapping):
+            loads = partial(sparse_encoder_of, index, sparse)
+        return cls(index, encoder, sparse=loads, fusion=fusion, weight=weight)
+
+    @property
+    def sparse(self) -> SparseEncoder | None:
+        """The sparse encoder, loaded when it is first asked for."""
+        if not isinstance(self._sparse, SparseEncoder) and self._sparse is not None:
+            self._sparse = self._sparse()
+        return self._sparse
 
     @property
     def modes(self) -> tuple[str, ...]:
@@ -216,10 +225,15 @@ class Retriever:
         if not isinstance(reader.analyzer, Mapping):
             analyzer = Analyzer(reader.analyzer) if reader.analyzer else None
             return None if analyzer is None else lambda texts: [analyzer.terms(text) for text in texts]
-        if self.sparse is None:
+        if self._sparse is None:
             return None
-        self.sparse.check(reader.analyzer, reader.folder)
-        return self.sparse.encode_queries
+        if isinstance(self._sparse, SparseEncoder):
+            self._sparse.check(reader.analyzer, reader.folder)
+        return self._weights
+
+    def _weights(self, texts: Sequence[str]) -> Sequence[Terms]:
+        assert self.sparse is not None  # noqa: S101 - else the mode would not be offered
+        return self.sparse.encode_queries(texts)
 
     def _reader(self) -> Reader:
         """What the index shows; if that is new, once it is certain that the encoder is still the right one."""
@@ -292,6 +306,25 @@ def encoder_of(index: Index, name: str | None = None) -> Encoder:
         encoder = Encoder.load(name)
     index.reader.check_encoder(encoder.made_by, encoder.name)
     return encoder
+
+
+def sparse_encoder_of(index: Index, name: str | None = None) -> SparseEncoder:
+    """Load the sparse encoder that made an index's terms: the one that it names, or this one, if it is the same.
+
+    Raises:
+        InputError: It is another one, both sides being named; it is not to be had, or none is named.
+    """
+    made_by = index.reader.analyzer
+    assert isinstance(made_by, Mapping)  # noqa: S101 - a retriever asks for it only then
+    name = name or made_by.get("encoder")
+    if not name:
+        raise InputError(f"{index.folder} does not name its sparse encoder; open it with it")
+    try:
+        sparse = SparseEncoder.load(name, **sparse_load_options(made_by))
+    except InputError as error:
+        raise InputError(f"the sparse encoder of {index.folder} cannot be loaded; pass --sparse: {error}") from None
+    sparse.check(made_by, index.folder)
+    return sparse
 
 
 def _named(reader: Reader, rows: list[int], scores: list[float]) -> list[Hit]:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from indexes.checksums import fingerprint
 from indexes.errors import InputError
 from indexes.manifest import differences, read_json
+from indexes.partial import discard
 from indexes.terms import TermStore, TermWriter
+from indexes.vectors import partial_folder
 from retrieval.corpora import Corpus
 from retrieval.devices import best_device, check_device
 from retrieval.digests import architecture_digest, tokenizer_digest, weights_digest
@@ -38,8 +40,8 @@ class SparseEncoder:
 
     Attributes:
         name: What it was loaded by.
-        fields: weights, architecture, tokenizer and modules (as digests), prompts, max_length, and how many terms a
-            query and a document keep at most.
+        fields: weights, architecture, tokenizer and modules (as digests), prompts, max_length (None: the model's own),
+            and how many terms a query and a document keep at most.
         fingerprint: SHA-256 over `fields`.
         truncated: How many texts so far were longer than max_length: only their beginnings were read.
     """
@@ -82,25 +84,25 @@ class SparseEncoder:
             if value is not None and value < 1:
                 raise InputError(f"{what} is {value}; expected at least 1")
         model = _load(name, check_device(device or best_device()))
-        own = model.max_seq_length
         if max_length is not None:
-            if own is not None and max_length > own:
-                raise InputError(f"max_length is {max_length}; {name} reads {own} tokens at most")
+            own = model.max_seq_length
+            if model.transformers_model is None or own is None or max_length > own:
+                reads = "texts whole" if model.transformers_model is None else f"{own} tokens at most"
+                raise InputError(f"max_length is {max_length}; {name} reads {reads}")
+            lengths = {
+                getattr(module, "max_seq_length", max_length) for module in model.modules() if module is not model
+            }
+            max_length = None if lengths == {max_length} else max_length
+        if max_length is not None:
             model.max_seq_length = max_length
         backbone = model.transformers_model
         fields = {
             "weights": weights_digest(dict(model.state_dict())),
             "architecture": None if backbone is None else architecture_digest(backbone.config),
             "tokenizer": tokenizer_digest(model.tokenizer),
-            "modules": fingerprint(
-                [
-                    [place, type(module).__name__, module.get_config_dict()]
-                    for place, module in model.named_modules()
-                    if place and hasattr(module, "get_config_dict")
-                ]
-            ),
+            "modules": fingerprint([_described(*one) for one in model.named_modules() if one[0]]),
             "prompts": {kind: text for kind, text in sorted((model.prompts or {}).items()) if text},
-            "max_length": max_length or own,
+            "max_length": max_length,
             "query_terms": query_terms or model.max_active_dims,
             "document_terms": document_terms or model.max_active_dims,
         }
@@ -113,11 +115,11 @@ class SparseEncoder:
 
     def encode_queries(self, texts: Sequence[str]) -> list[dict[str, float]]:
         """{term: weight} of each query; those whose weight is 0 are left out."""
-        return self._encode(texts, self._model.encode_query, self.fields["query_terms"])
+        return self._encode(texts, "query", self._model.encode_query)
 
     def encode_documents(self, texts: Sequence[str]) -> list[dict[str, float]]:
         """{term: weight} of each document; the text of a `Document` is its `content`."""
-        return self._encode(texts, self._model.encode_document, self.fields["document_terms"])
+        return self._encode(texts, "document", self._model.encode_document)
 
     def encode_corpus(
         self,
@@ -152,8 +154,10 @@ class SparseEncoder:
                 whole.update(b"".join(lines))
                 digest = hashlib.sha256(b"".join(lines)).hexdigest()
                 if not writer.has(part, digest):
+                    before = self.truncated
                     weights = self.encode_documents([document.content for document in some])
-                    writer.write(part, [document.id for document in some], weights, digest)
+                    ids = [document.id for document in some]
+                    writer.write(part, ids, weights, digest, truncated=self.truncated - before)
                 done += len(some)
                 if on_progress:
                     on_progress(done, corpus.total)
@@ -180,17 +184,18 @@ class SparseEncoder:
                 f"{folder} was made from another corpus ({str(store.corpus['fingerprint'])[:12]} ≠ {found[:12]}); "
                 "choose another --output or pass --overwrite"
             )
+        discard(partial_folder(folder))  # what a process left that was killed once the folder was there
         return store
 
-    def _encode(self, texts: Sequence[str], encode: Any, most: int | None) -> list[dict[str, float]]:
-        if isinstance(texts, str):
-            raise InputError("found one text; expected a list of texts")
-        if not texts:
+    def _encode(self, texts: Sequence[str], kind: str, encode: Any) -> list[dict[str, float]]:
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            given = "one text" if isinstance(texts, str) else "something else than texts"
+            raise InputError(f"found {given}; expected a list of texts")
+        if not len(texts):
             return []
-        self._count_truncated(texts)
-        sparse = encode(
-            list(texts), batch_size=_BATCH, show_progress_bar=False, save_to_cpu=True, max_active_dims=most
-        ).coalesce()
+        self._count_truncated(texts, self.fields["prompts"].get(kind, ""))
+        options = {"show_progress_bar": False, "save_to_cpu": True, "max_active_dims": self.fields[f"{kind}_terms"]}
+        sparse = encode(list(texts), batch_size=_BATCH, **options).coalesce()
         rows, columns = sparse.indices().tolist()
         found: list[dict[str, float]] = [{} for _ in texts]
         for row, column, weight in zip(rows, columns, sparse.values().tolist(), strict=True):
@@ -200,16 +205,25 @@ class SparseEncoder:
                 found[row][self._terms[column] if column < len(self._terms) else str(column)] = weight
         return found
 
-    def _count_truncated(self, texts: Sequence[str]) -> None:
-        longest = self.fields["max_length"]
-        if longest is not None:
-            tokens = self._model.tokenizer(list(texts), truncation=False, padding=False, verbose=False)["input_ids"]
+    def _count_truncated(self, texts: Sequence[str], prompt: str) -> None:
+        longest = self._model.max_seq_length
+        if longest is not None and self._model.transformers_model is not None:
+            whole = [prompt + text for text in texts]
+            tokens = self._model.tokenizer(whole, truncation=False, padding=False, verbose=False)["input_ids"]
             self.truncated += sum(len(ids) > longest for ids in tokens)
 
 
 def load_options(made_by: Mapping[str, Any]) -> dict[str, Any]:
     """The keywords of `SparseEncoder.load` that make a recorded encoder again."""
-    return {name: made_by[name] for name in ("max_length", "query_terms", "document_terms")}
+    return {name: made_by.get(name) for name in ("max_length", "query_terms", "document_terms")}
+
+
+def _described(place: str, module: Any) -> list[Any]:
+    """What decides how a module computes, beside its weights: settings, length, tokenizer."""
+    tokenizer = getattr(module, "tokenizer", None)
+    length = getattr(module, "max_seq_length", None)
+    settings = module.get_config_dict() if hasattr(module, "get_config_dict") else None
+    return [place, type(module).__name__, settings, length, None if tokenizer is None else tokenizer_digest(tokenizer)]
 
 
 def _load(name: str, device: str) -> Any:
@@ -224,12 +238,19 @@ def _load(name: str, device: str) -> Any:
             f"{name} is no sparse encoder ({found}); expected one that ends in {', '.join(sorted(_SPARSE))}"
         )
     import sentence_transformers
+    import torch
 
+    digests = set()
     try:
-        with quiet():
-            model = sentence_transformers.SparseEncoder(str(folder), device=device)
+        for seed in range(2):  # what the folder lacks is invented, and otherwise each time
+            with quiet(), torch.random.fork_rng():
+                torch.manual_seed(seed)
+                model = sentence_transformers.SparseEncoder(str(folder), device=device)
+            digests.add(weights_digest(dict(model.state_dict())))
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{name} cannot be loaded as a sparse encoder: {' '.join(str(error).split())[:200]}") from None
+    if len(digests) > 1:
+        raise InputError(f"{name} lacks weights; it is not a whole model: get it again")
     if model.similarity_fn_name != "dot":
         raise InputError(
             f"{name} compares by {model.similarity_fn_name}; expected a sparse encoder that compares by dot"

@@ -221,10 +221,16 @@ def test_add_delete_compact(tmp_path, documents, model_folder, flags):
     write("b.jsonl", documents[24:], 2024)
     assert "6 of the documents are in" in error_of("add", index, second, *with_years)  # not those that were encoded
     write("b.jsonl", documents[25:], 2024)
+    left = sorted(tmp_path.glob("i.adding-*"))
+    assert len(left) == 2  # of two states of the source; what is younger than a day may be another run's
+    (tmp_path / "i.adding-notes.txt").write_text("mine")
+    for one in left:
+        os.utime(one, (0, 0))
     told = retrokit("add", index, second, *with_years, "--replace", "--json", tmp_path / "j.json").output
     assert f"{len(documents) - 25} documents added, 5 of them in place of older ones; " in told
     said = json.loads((tmp_path / "j.json").read_text())
     assert (said["added"], said["replaced"], said["index"]["documents"]) == (len(documents) - 25, 5, len(documents))
+    (tmp_path / "i.adding-notes.txt").unlink()
     assert sorted(path.name for path in tmp_path.glob("i*")) == ["i", "i.vectors"]  # those of the addition are gone
     search = ("search", index, "river stone", "-k", 40, "--mode", "dense", "--json", tmp_path / "s.json")
     retrokit(*search, "--filter", "year == 2024")

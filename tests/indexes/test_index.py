@@ -353,3 +353,21 @@ def test_ids_may_be_whole_numbers(rows, queries, tmp_path):
         save_vectors(tmp_path / "x", rows[:2], [1, "x"], made_by={"normalize": True})
     with pytest.raises(InputError, match="an id is 1; expected a text"):
         save_vectors(tmp_path / "x", rows[:2], ["x", 1], made_by={"normalize": True})
+
+
+def test_lengths_of_queries_are_told_for_any_type_of_number(tmp_path):
+    rows = np.eye(4, 16, dtype=np.float32)
+    cosine = Index.build(
+        save_vectors(tmp_path / "v", rows, list("abcd"), made_by={"normalize": True}), "Flat", tmp_path / "i"
+    )
+    for wrong in (np.array([[16, 1] + [0] * 14], np.int8), np.ones((1, 16), bool), 1.03 * rows[:1], np.zeros((1, 16))):
+        with pytest.raises(InputError, match="a query vector has length"):
+            cosine.search(wrong, 1)
+    for right in (rows[:1], rows[:1].astype(np.float16), rows[:1].astype(np.int8), rows[:1].astype(np.float64)):
+        assert cosine.search(right, 1).rows.tolist() == [[0]]
+    assert cosine.search(rows[:0], 1).rows.shape == (0, 1)
+    with pytest.raises(InputError, match="holds NaN or infinity"):
+        cosine.search(rows[:1] * np.nan, 1)
+    store = save_vectors(tmp_path / "w", rows, list("abcd"), made_by={"normalize": False})
+    products = Index.build(store, "Flat", tmp_path / "p")
+    assert products.search(rows[:1] * 1e30, 1).scores.tolist() == [[np.float32(1e30)]]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from fixtures import make_sparse, random_texts
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SparseEncoder as Reference
 from typer.testing import CliRunner
 
@@ -18,7 +19,7 @@ from retrieval.building import add_to_index, build_index
 from retrieval.cli import build_app
 from retrieval.documents import Document
 from retrieval.retriever import Retriever
-from retrieval.sparse import SparseEncoder
+from retrieval.sparse import SparseEncoder, load_options
 
 QUERIES = random_texts(8, seed=5, longest=6)
 
@@ -221,13 +222,89 @@ def test_from_the_command_line(tmp_path, folder, model_folder, documents):
         retrokit(*asked, *options)
         assert len(json.loads((tmp_path / "hits.json").read_text())["hits"]) == 1
     assert "give one or the other" in retrokit(*made, "--dense-only", "--overwrite", expect=2)
+    other = tmp_path / "other.jsonl"
+    other.write_text("".join(json.dumps({"_id": one.id, "text": "tree"}) + "\n" for one in documents[110:120]))
+    right = tmp_path / "right.jsonl"
+    right.write_text("".join(lines[110:120]))
+    vectors = tmp_path / "more.vectors"
+    retrokit("encode", right, "--encoder", model_folder, "--output", vectors)
+    assert "was made of other texts" in retrokit("add", index, vectors, "--corpus", other, expect=2)
+    retrokit("add", index, vectors, "--corpus", right)  # though the terms of another corpus are there
+    assert len(Index.open(index)) == 120
+    assert "--language is of BM25" in retrokit(*made, "--language", "german", "--overwrite", expect=2)
+    place = tmp_path / "x.terms"
+    shutil.copytree(vectors, place)
+    said = ["index", place, "--sparse", folder, "--output", tmp_path / "x", "--overwrite"]
+    assert "is or holds the input" in retrokit(*said, expect=2)
+    assert (place / "shard-00000.npy").is_file()
+    said = ["index", corpus, "--sparse", tmp_path / "none", "--output", tmp_path / "y"]
+    assert "no such model folder" in retrokit(*said, expect=2)
+    assert not list(tmp_path.glob("y*"))
     moved = folder.rename(folder.with_name("moved"))
     try:
-        assert "no such model folder" in retrokit(*asked, expect=2)
+        assert "pass --sparse" in retrokit(*asked, expect=2)
+        retrokit(*asked, "--mode", "dense")
         retrokit(*asked, "--sparse", moved)
         retrokit("add", index, more, "--replace", "--sparse", moved)
     finally:
         moved.rename(folder)
+
+
+def test_what_a_folder_lacks_is_not_invented(tmp_path, folder):
+    broken = shutil.copytree(folder, tmp_path / "broken")
+    path = next(broken.rglob("model.safetensors"))
+    save_file({name: value for name, value in load_file(path).items() if "transform" not in name}, path)
+    with pytest.raises(InputError, match="lacks weights; it is not a whole model"):
+        SparseEncoder.load(str(broken))
+
+
+def test_both_sides_of_a_router_are_in_the_fingerprint(tmp_path, folder):
+    from sentence_transformers.base.modules import Router
+    from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding
+
+    model = Reference(str(folder), device="cpu")
+    router = Router.for_query_document(
+        query_modules=[SparseStaticEmbedding(model.tokenizer)], document_modules=list(model.children())
+    )
+    Reference(modules=[router], device="cpu").save_pretrained(str(tmp_path / "router"))
+    made = SparseEncoder.load(str(tmp_path / "router"))
+    assert made.encode_queries(["river stone"]) == [{"river": 1.0, "stone": 1.0}]
+    again = SparseEncoder.load(str(tmp_path / "router"), **load_options(made.made_by))
+    assert again.fingerprint == made.fingerprint
+    assert again.encode_documents(["river stone"]) == made.encode_documents(["river stone"])
+    for path in sorted((tmp_path / "router").glob("*/tokenizer.json")):
+        kept = path.read_text()
+        path.write_text(kept.replace('"river"', '"revir"'))
+        assert SparseEncoder.load(str(tmp_path / "router")).fingerprint != made.fingerprint, path
+        path.write_text(kept)
+
+
+def test_the_sparse_encoder_is_loaded_when_it_is_needed(retriever, encoder, documents):
+    asked = []
+
+    def load():
+        asked.append(1)
+        raise InputError("gone")
+
+    lazy = Retriever(retriever.index, encoder, sparse=load)
+    assert lazy.modes == ("lexical", "dense", "hybrid")
+    assert len(lazy.search("river", 3, mode="dense")) == 3
+    assert not asked
+    with pytest.raises(InputError, match="gone"):
+        lazy.search("river")
+
+
+def test_terms_of_fewer_or_more_documents_are_refused(tmp_path, encoder, sparse, documents):
+    vectors = encoder.encode_corpus(documents, tmp_path / "v")
+    for some in (documents[:100], [*documents, Document("more", "tree")]):
+        terms = sparse.encode_corpus(some, tmp_path / "t", overwrite=True)
+        with pytest.raises(InputError, match="where the corpus has|was made of other texts"):
+            build_index(vectors, tmp_path / "i", documents=documents, terms=terms)
+    with pytest.raises(InputError, match="language german is of BM25"):
+        build_index(vectors, tmp_path / "i", documents=documents, terms=terms, language="german")
+    plain = build_index(vectors, tmp_path / "i", documents=documents)
+    with pytest.raises(InputError, match="leave the sparse encoder out"):
+        Retriever(plain, encoder, sparse=sparse)
 
 
 def test_weights_that_are_not_finite_are_refused(tmp_path, folder):
