@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from pretraining.adaptation import adapt as adapt
     from pretraining.masking import MaskOptions as MaskOptions
     from pretraining.masking import seeded as seeded
+    from pretraining.model import PretrainingModel as PretrainingModel
     from pretraining.objective import Objective as Objective
-    from pretraining.objective import PretrainingModel as PretrainingModel
     from pretraining.run import PretrainConfig as PretrainConfig
     from pretraining.run import PretrainResult as PretrainResult
     from pretraining.run import pretrain as pretrain
@@ -26,7 +26,7 @@ _HOMES = {
     "Objective": "objective",
     "PretrainConfig": "run",
     "PretrainResult": "run",
-    "PretrainingModel": "objective",
+    "PretrainingModel": "model",
     "pretrain": "run",
     "seeded": "masking",
 }

@@ -28,7 +28,7 @@ class AdaptConfig:
         encoder: The model to adapt: a folder, the packaged model's name, or one of the model hub.
         samplers: How pairs are made of documents (`title`, `lead`, `sentence`, `span`); None: all four, or none of them
             where a file of pairs is given.
-        objective: A pretraining objective beside the contrastive loss: `retromae`, `dupmae`, weights of terms, or None.
+        objective: A pretraining objective beside the contrastive loss, such as `dupmae`, weights of terms, or None.
         objective_weight: Its weight; the contrastive loss has 1.
         objective_texts: How many documents of each batch it reads.
         steps: Optimizer steps.
@@ -152,7 +152,11 @@ def adapt(
     if config.objective is not None:
         from pretraining.objective import Objective
 
-        Objective.parse(config.objective)  # refused before anything is written
+        if Objective.parse(config.objective).uses_pairs:  # refused before anything is written
+            raise InputError(
+                f"{config.objective} needs two spans of each document; adapt reads documents whole: choose another "
+                "objective, or pretrain first"
+            )
     learned, held_out = hold_out(found, config)
     note(f"{len(learned):,} pairs to learn from, {len(held_out.queries):,} queries held out")
 

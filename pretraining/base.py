@@ -7,19 +7,20 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, BertForMaskedLM, BertModel
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from indexes.errors import InputError
 from indexes.manifest import read_json, write_json
+from pretraining.backbones import FAMILIES, refuse_unsupported
+from pretraining.heads import VocabularyHead
 from pretraining.masking import MaskOptions
-from pretraining.objective import POOLINGS, Objective, PretrainingModel, refuse_unsupported
+from pretraining.model import POOLINGS, PretrainingModel
+from pretraining.objective import Objective
 from retrieval.digests import weights_digest
 from retrieval.loading import quiet
 from retrieval.model_folder import ModelFolder, read_model_folder, resolve
 
 HEADS = "heads"
-_POOLER = "pooler.dense.weight"
-_HEAD = "cls.predictions.transform.dense.weight"
 
 
 @dataclass(frozen=True)
@@ -65,53 +66,69 @@ def load_base(name: str, objective: Objective, masks: MaskOptions, *, pooling: s
     with quiet():
         refuse_unsupported(_config(backbone_folder, name))
         tokenizer = AutoTokenizer.from_pretrained(backbone_folder)
-        backbone, report = BertModel.from_pretrained(backbone_folder, dtype=torch.float32, output_loading_info=True)
-        lm, lm_report = BertForMaskedLM.from_pretrained(backbone_folder, dtype=torch.float32, output_loading_info=True)
+        backbone, report = AutoModel.from_pretrained(backbone_folder, dtype=torch.float32, output_loading_info=True)
     _refuse_slow(tokenizer, name)
-    # The pooler takes no part; it is kept, frozen, so that the folder loads elsewhere without missing weights.
-    backbone.pooler.requires_grad_(False)
+    lacking = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
+    if lacking:
+        raise InputError(f"{name} lacks {len(lacking)} weights, such as {lacking[0]}; it is not a whole model")
+    if getattr(backbone, "pooler", None) is not None:
+        # It takes no part, and is kept, frozen, so that the folder loads elsewhere without missing weights.
+        backbone.pooler.requires_grad_(False)
     model = PretrainingModel(backbone, tokenizer, objective, pooling=pooling, masks=masks)
-    if _HEAD not in lm_report["missing_keys"]:
-        predictions = lm.cls.predictions
-        model.head.transform.load_state_dict(predictions.transform.state_dict())
-        model.head.load_state_dict({"bias": predictions.bias}, strict=False)
+    if model.head is not None and load_language_head(model.head, backbone_folder, backbone.config.model_type):
         model.untrained_heads.remove("head")
     load_heads(model, folder)
-    fresh = [*(f"{name}." for name in model.untrained_heads), *(["backbone.pooler."] if report["missing_keys"] else [])]
+    fresh = ["head." if one == "head" else f"terms.{one}." for one in model.untrained_heads]
+    fresh += ["backbone.pooler."] if report["missing_keys"] else []
     weights = {key: value for key, value in model.state_dict().items() if not key.startswith(tuple(fresh))}
     return Base(model, tokenizer, settings.normalize, settings.prompts, weights_digest(weights))
 
 
+def load_language_head(head: VocabularyHead, folder: Path, kind: str) -> bool:
+    """Load the masked-language-model head of a folder, if it has one; say whether it has."""
+    for place in FAMILIES[kind].heads:
+        with quiet():
+            lm, report = AutoModelForMaskedLM.from_pretrained(
+                folder, dtype=torch.float32, output_loading_info=True, **place.loaded
+            )
+        if any(key.startswith(place.dense) for key in report["missing_keys"]):
+            continue
+        head.transform.dense.load_state_dict(lm.get_submodule(place.dense).state_dict())
+        head.transform.LayerNorm.load_state_dict(lm.get_submodule(place.norm).state_dict())
+        with torch.no_grad():
+            head.bias.copy_(lm.get_parameter(place.bias))
+        return True
+    return False
+
+
 def save_heads(model: PretrainingModel, folder: Path) -> None:
-    """Write `heads/`: the vocabulary head and the decoder, so that pretraining can go on from where it ended."""
+    """Write `heads/`: the vocabulary head and those of each term, so that pretraining can go on from where it ended."""
     heads = folder / HEADS
     heads.mkdir()
-    parts: dict[str, nn.Module | None] = {"head": model.head, "decoder": model.decoder}
+    parts = _parts(model)
     weights = {
         f"{name}.{key}": value.detach().cpu().contiguous()
         for name, part in parts.items()
-        if part
         for key, value in part.state_dict().items()
     }
     save_file(weights, heads / "model.safetensors", metadata={"format": "pt"})
     config = model.backbone.config
     record = {"model_type": config.model_type, "hidden_size": config.hidden_size, "vocab_size": config.vocab_size}
-    query = {"decoder_query": model.objective.decoder_query} if model.decoder else {}
-    write_json(heads / "config.json", {**record, "heads": [name for name, part in parts.items() if part], **query})
+    write_json(heads / "config.json", {**record, "heads": list(parts), "objective": model.objective.record()})
 
 
 def load_heads(model: PretrainingModel, folder: Path) -> None:
     """Load the heads that a model folder holds and take their names out of `untrained_heads`.
 
     Raises:
-        InputError: They belong to a model of another size.
+        InputError: They belong to a model of another size, or to terms of other options.
     """
     if not (folder / HEADS / "model.safetensors").is_file():
         return
     weights = load_file(folder / HEADS / "model.safetensors")
-    for name in read_json(folder / HEADS / "config.json")["heads"]:
-        part = getattr(model, name)
-        if part is None:
+    there = read_json(folder / HEADS / "config.json")["heads"]
+    for name, part in _parts(model).items():
+        if name not in there:
             continue
         prefix = f"{name}."
         try:
@@ -122,6 +139,11 @@ def load_heads(model: PretrainingModel, folder: Path) -> None:
             reason = " ".join(str(error).split())[:120]
             raise InputError(f"{folder / HEADS} does not fit the model ({reason}…); remove that folder") from None
         model.untrained_heads = [each for each in model.untrained_heads if each != name]
+
+
+def _parts(model: PretrainingModel) -> dict[str, nn.Module]:
+    """What is kept in `heads/`, by name."""
+    return {**({} if model.head is None else {"head": model.head}), **model.own_heads}
 
 
 def _settings(folder: Path, name: str) -> ModelFolder:

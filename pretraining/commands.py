@@ -10,13 +10,6 @@ from indexes.manifest import write_json
 from retrieval.console import note, out, progress
 
 
-class ObjectiveName(StrEnum):
-    """Objectives that have a name."""
-
-    retromae = "retromae"
-    dupmae = "dupmae"
-
-
 class PoolingName(StrEnum):
     """Ways to make the sentence vector."""
 
@@ -28,7 +21,13 @@ def pretrain(
     corpus: Annotated[str, typer.Argument(help="JSON lines, a BEIR folder, a folder of texts, or python-docs.")],
     base: Annotated[str, typer.Option(help="Model to start from: a folder or a name.")],
     output: Annotated[Path, typer.Option(help="Model folder to make.")],
-    objective: Annotated[ObjectiveName, typer.Option(help="What to learn from.")] = ObjectiveName.dupmae,
+    objective: Annotated[
+        str,
+        typer.Option(
+            help="mlm, bowdpr, retromae, dupmae, condenser, cocondenser, cotmae, lexmae, simcse; terms and weights "
+            "such as encoder_mlm=1,bag_of_words_cls=0.5; or a YAML file of terms, weights and options."
+        ),
+    ] = "dupmae",
     max_steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 10_000,
     batch_size: Annotated[int, typer.Option(help="Texts a micro-batch on each device.")] = 32,
     accumulation: Annotated[int, typer.Option(help="Micro-batches an optimizer step.")] = 1,
@@ -39,8 +38,13 @@ def pretrain(
     save_steps: Annotated[int, typer.Option(help="Steps between two checkpoints.")] = 500,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     mask_ratio: Annotated[float, typer.Option(help="Share of tokens that the encoder guesses.")] = 0.3,
-    decoder_mask_ratio: Annotated[float, typer.Option(help="Share of tokens hidden from each decoder row.")] = 0.5,
-    row_fraction: Annotated[float, typer.Option(help="Share of rows that the decoder rebuilds.")] = 1.0,
+    mask_unit: Annotated[str, typer.Option(help="What is masked as a whole: word, piece or ngram.")] = "word",
+    decoder_mask_ratio: Annotated[
+        float | None, typer.Option(help="Share of tokens hidden from each row of RetroMAE's decoder  [default: 0.5]")
+    ] = None,
+    row_fraction: Annotated[
+        float | None, typer.Option(help="Share of rows that RetroMAE's decoder rebuilds  [default: 1]")
+    ] = None,
     pooling: Annotated[
         PoolingName | None, typer.Option(help="Sentence vector  [default: the base's, else cls]")
     ] = None,
@@ -48,6 +52,7 @@ def pretrain(
     json: Annotated[Path | None, typer.Option(help="Write what was done to this JSON file.")] = None,
 ) -> None:
     """Pretrain an encoder on raw text; the same command goes on where a killed one stopped."""
+    from pretraining.objective import read_recipe
     from pretraining.run import pretrain as run
 
     with progress("Pretraining", "steps") as on_progress:
@@ -58,7 +63,7 @@ def pretrain(
             on_progress=on_progress,
             on_note=note,
             base=base,
-            objective=str(objective),
+            objective=read_recipe(objective),
             max_steps=max_steps,
             batch_size=batch_size,
             accumulation=accumulation,
@@ -69,6 +74,7 @@ def pretrain(
             save_steps=save_steps,
             seed=seed,
             encoder_mask_ratio=mask_ratio,
+            mask_unit=mask_unit,
             decoder_mask_ratio=decoder_mask_ratio,
             row_fraction=row_fraction,
             pooling=str(pooling) if pooling else None,
@@ -94,7 +100,7 @@ def adapt(
         typer.Option(help="How to make pairs: title, lead, sentence, span; repeat  [default: all, none with --pairs]"),
     ] = None,
     objective: Annotated[
-        str | None, typer.Option(help="A pretraining objective beside the contrastive loss: retromae or dupmae.")
+        str | None, typer.Option(help="A pretraining objective beside the contrastive loss, such as dupmae.")
     ] = None,
     objective_weight: Annotated[float, typer.Option(help="Its weight; the contrastive loss has 1.")] = 0.1,
     objective_texts: Annotated[int, typer.Option(help="Documents of a batch that it reads.")] = 8,

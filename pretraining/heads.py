@@ -9,21 +9,45 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional
-from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
+from transformers.activations import ACT2FN
+
+from pretraining.backbones import activation_of, epsilon_of
+from pretraining.processes import of_all_rows
 
 _ELEMENTS_AT_ONCE = 1 << 24  # 64 MiB of float32
 
 
-class VocabularyHead(nn.Module):
-    """BERT's masked-language-model head without its output matrix, which is the word embeddings' (tied).
+class Transform(nn.Module):
+    """What a masked-language model does to a row before it is compared with the words: linear map, activation, norm.
 
-    The matrix is passed in, so that no two parameters share memory and a checkpoint holds everything once.
-    Parameter names are those of `BertForMaskedLM.cls.predictions`: `transform.*` and `bias`.
+    Parameter names are those of `BertForMaskedLM.cls.predictions.transform`.
     """
 
     def __init__(self, config: Any) -> None:
         super().__init__()
-        self.transform = BertPredictionHeadTransform(config)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size, bias=getattr(config, "classifier_bias", True))
+        self.activation = ACT2FN[activation_of(config)]
+        bias = getattr(config, "norm_bias", True)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=epsilon_of(config), bias=bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Rows (…, d) to rows (…, d)."""
+        return self.LayerNorm(self.activation(self.dense(hidden)))
+
+
+class VocabularyHead(nn.Module):
+    """A masked-language model's head without its output matrix, which is the word embeddings' (tied).
+
+    The matrix is passed in, so that no two parameters share memory and a checkpoint holds everything once.
+    Parameter names are those of `BertForMaskedLM.cls.predictions`: `transform.*` and `bias`.
+
+    Args:
+        config: Of the encoder, of any family in `backbones`.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.transform = Transform(config)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
         initialise(self, config.initializer_range)
 
@@ -32,8 +56,9 @@ class VocabularyHead(nn.Module):
         return functional.linear(self.transform(hidden), embeddings, self.bias)
 
     def loss(self, hidden: Tensor, labels: Tensor, embeddings: Tensor) -> Tensor:
-        """Mean cross-entropy of rows (n, d) with labels (n,); 0 without rows."""
-        return linear_cross_entropy(self.transform(hidden), embeddings, self.bias, labels)
+        """Mean cross-entropy of rows (n, d), of all processes, with labels (n,); 0 without rows."""
+        mean = linear_cross_entropy(self.transform(hidden), embeddings, self.bias, labels)
+        return of_all_rows(mean, len(labels))
 
 
 def initialise(module: nn.Module, deviation: float) -> None:
@@ -41,7 +66,8 @@ def initialise(module: nn.Module, deviation: float) -> None:
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
             nn.init.normal_(layer.weight, std=deviation)
-            nn.init.zeros_(layer.bias)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:

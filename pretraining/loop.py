@@ -17,6 +17,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from indexes.errors import InputError
 from pretraining.checkpoints import finish_checkpoint, keep_only
 from pretraining.masking import seed_of, seeded
+from pretraining.tokens import SpanPairs
 from retrieval.devices import best_device
 
 WEIGHTS = "model.safetensors"
@@ -106,9 +107,13 @@ class ResumableTrainer(Trainer):
                 f"{self.args.learning_rate:g}; take a lower --learning-rate or a longer --warmup-steps"
             )
         line = {"step": self.state.global_step, **terms}
-        line |= {"gradient_norm": logs["grad_norm"], "learning_rate": logs["learning_rate"]}
+        line |= {"gradient_norm": logs["grad_norm"], "learning_rate": logs["learning_rate"], **self.more_to_log()}
         with self.log_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+    def more_to_log(self) -> dict[str, float]:
+        """What else a step's line says; a subclass has more to say."""
+        return {}
 
     def release(self) -> None:
         """Give up optimizer and gradients, which would live on in cycles and in accelerate's shared state."""
@@ -146,13 +151,30 @@ class ResumableTrainer(Trainer):
             keep_only(folder.parent, folder)
 
 
+class TimesOrder(EpochOrder):
+    """The order of `EpochOrder`, rows being counted on from epoch to epoch, for rows that are drawn anew every time."""
+
+    def epoch(self, number: int) -> list[int]:
+        """The permutation of one epoch."""
+        return [number * self.rows + row for row in super().epoch(number)]
+
+
 class PretrainingTrainer(ResumableTrainer):
-    """The loop over token windows: masks are sampled on the device of the batch."""
+    """The loop over token windows or pairs of spans: masks are sampled on the device of the batch."""
 
     def losses(self, model: Any, inputs: dict[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
         """Sample the masks of a batch and compute the objective."""
         tensors = inputs["ids"], inputs["attention_mask"], inputs["word_starts"]
+        self.model.progress = self.state.global_step / self.args.max_steps
         return model(self.model.sample(*tensors, generator=generator))
+
+    def more_to_log(self) -> dict[str, float]:
+        """How strongly each term pulls at the encoder's outputs."""
+        return {f"gradient_norm/{name}": value.item() for name, value in self.model.gradient_norms.items()}
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:
+        order = TimesOrder if isinstance(self.train_dataset, SpanPairs) else EpochOrder
+        return order(len(self.train_dataset), self.rows_of_run(), self.args.seed)
 
 
 def return_free_memory() -> None:

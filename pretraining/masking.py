@@ -18,72 +18,91 @@ OUTSIDE = -1
 """The word number of positions that belong to no word: [CLS], [SEP], padding."""
 
 
+UNITS = ("word", "piece", "ngram")
+_LONGEST_NGRAM = 3
+
+
 @dataclass(frozen=True)
 class MaskOptions:
-    """How masks are drawn.
+    """How the encoder's masks are drawn.
 
     Attributes:
-        encoder_ratio: Share of a text's tokens, specials included, that the encoder has to guess.
-        decoder_ratio: Share of a text's tokens, specials included, that are hidden from each decoder row.
-        row_fraction: Share of the rows that the decoder reconstructs; 1 is the paper, less is cheaper.
-        pool: None draws a fresh mask for every row (Xiao et al. 2022, section 3.2); a number draws that many masks a
-            text and lets rows share them with replacement, as the authors' code does with 256.
+        ratio: Share of a text's tokens, specials included, that the encoder has to guess.
+        unit: What is masked or left as a whole: a `word` (Devlin et al. 2019, as RetroMAE and DupMAE do), a word
+            `piece`, or an `ngram` of one to three words, the shorter the likelier (1/n; BERT's code, SpanBERT's idea).
     """
 
-    encoder_ratio: float = 0.3
-    decoder_ratio: float = 0.5
-    row_fraction: float = 1.0
-    pool: int | None = None
+    ratio: float = 0.3
+    unit: str = "word"
 
     def __post_init__(self) -> None:
-        for name in ("encoder_ratio", "decoder_ratio", "row_fraction"):
-            value = getattr(self, name)
-            top = 1.0 if name == "row_fraction" else 0.9
-            if not 0 < value <= top:
-                raise InputError(f"{name} is {value}; expected a share above 0 and at most {top}")
-        if self.pool is not None and self.pool < 1:
-            raise InputError(f"pool is {self.pool}; expected at least 1 mask, or none for a fresh mask a row")
+        check_share("mask ratio", self.ratio, 0.9)
+        if self.unit not in UNITS:
+            raise InputError(f"mask unit is {self.unit!r}; expected {', '.join(UNITS)}")
+
+
+def check_share(name: str, value: float, most: float) -> None:
+    """Refuse what is no share.
+
+    Raises:
+        InputError: It is not above 0, or above the greatest.
+    """
+    if not isinstance(value, float | int) or not 0 < value <= most:
+        raise InputError(f"{name} is {value}; expected a share above 0 and at most {most:g}")
 
 
 @dataclass(frozen=True)
-class MaskedBatch:
-    """One batch with everything random about it decided.
+class Batch:
+    """Texts as they are.
 
     Attributes:
-        ids: Clean token ids, (b, t).
-        attention_mask: 1 on real tokens, (b, t).
-        masked_ids: What the encoder reads, (b, t).
-        labels: Clean ids where the encoder has to guess, else -100, (b, t).
-        rows: Positions that the decoder reconstructs, (b, r); short texts repeat position 0.
-        real: Which of the rows count, bool (b, r).
-        visible: Which columns each row may look at, bool (b, r, t).
+        ids: Token ids, [CLS] first and [SEP] last, (b, t).
+        attention_mask: 1 on real tokens, (b, t); padding is on the right.
+        words: The number of each token's word in its text, (b, t); -1 outside of words.
     """
 
     ids: Tensor
     attention_mask: Tensor
-    masked_ids: Tensor
-    labels: Tensor
-    rows: Tensor
-    real: Tensor
-    visible: Tensor
+    words: Tensor
 
     @classmethod
-    def explicit(
-        cls,
-        ids: Tensor,
-        attention_mask: Tensor,
-        masked_ids: Tensor,
-        labels: Tensor,
-        row_labels: Tensor,
-        visible: Tensor,
-    ) -> "MaskedBatch":
-        """Take given masks: rows are those with a label in `row_labels` (b, t); `visible` is (b, t, t)."""
-        rows, real = select_rows(row_labels != IGNORED)
-        seen = visible.bool().gather(1, rows[..., None].expand(-1, -1, visible.shape[2]))  # (b, r, t)
-        return cls(ids, attention_mask, masked_ids, labels, rows, real, _open_unused(seen, real))
+    def of(cls, ids: Tensor, attention_mask: Tensor, word_starts: Tensor) -> "Batch":
+        """Number the words that begin where `word_starts` (b, t) is true."""
+        return cls(ids, attention_mask, word_numbers(word_starts, content_positions(attention_mask)))
+
+    @property
+    def content(self) -> Tensor:
+        """Which tokens are the text's own, bool (b, t)."""
+        return content_positions(self.attention_mask)
 
 
-def seeded(device: torch.device, *address: int) -> torch.Generator:
+@dataclass(frozen=True)
+class Masks:
+    """What the encoder has to guess.
+
+    Attributes:
+        masked_ids: What it reads, (b, t).
+        labels: Clean ids where it has to guess, else -100, (b, t).
+    """
+
+    masked_ids: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What is to be known of a tokenizer's ids.
+
+    Attributes:
+        mask_id: That of [MASK].
+        size: How many there are.
+    """
+
+    mask_id: int
+    size: int
+
+
+def seeded(device: torch.device, *address: int | str) -> torch.Generator:
     """A generator on `device` for one address (seed, step, micro-step, rank).
 
     It depends on the address only, so that a resumed run draws what the uninterrupted run would have drawn.
@@ -91,8 +110,8 @@ def seeded(device: torch.device, *address: int) -> torch.Generator:
     return torch.Generator(device).manual_seed(seed_of(*address))
 
 
-def seed_of(*address: int) -> int:
-    """63 bits that depend on every number of an address and on their order."""
+def seed_of(*address: int | str) -> int:
+    """63 bits that depend on every part of an address and on their order."""
     digest = hashlib.sha256("/".join(map(str, address)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
@@ -163,19 +182,28 @@ def whole_word_mask(words: Tensor, budget: Tensor, generator: torch.Generator, m
     return chosen.gather(-1, columns) & inside[:, None]  # (b, masks, t)
 
 
-def replace_masked(
-    ids: Tensor, masked: Tensor, *, mask_id: int, vocabulary: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Replace masked tokens: 80% by [MASK], 10% by a random id, 10% stay (Devlin et al. 2019, section 3.1).
+def units_of(words: Tensor, unit: str, generator: torch.Generator) -> Tensor:
+    """Number what is masked as a whole, (b, t), given the words' numbers (b, t); -1 outside."""
+    inside = words != OUTSIDE
+    if unit == "piece":
+        return torch.where(inside, inside.cumsum(1) - 1, OUTSIDE)
+    if unit == "ngram":
+        most = max(int(words.max()) + 1, 1)
+        chance = 1.0 / torch.arange(1, _LONGEST_NGRAM + 1, device=words.device)
+        lengths = 1 + torch.multinomial(
+            chance.expand(len(words), -1), most, replacement=True, generator=generator
+        )  # (b, w)
+        return torch.where(inside, torch.searchsorted(lengths.cumsum(1), words.contiguous(), right=True), OUTSIDE)
+    return words
 
-    Returns:
-        What the encoder reads (b, t) and the labels (b, t).
-    """
+
+def replace_masked(ids: Tensor, masked: Tensor, vocabulary: Vocabulary, generator: torch.Generator) -> Masks:
+    """Replace masked tokens (b, t): 80% by [MASK], 10% by a random id, 10% stay (Devlin et al. 2019, section 3.1)."""
     chance = torch.rand(ids.shape, generator=generator, device=ids.device)
-    random_ids = torch.randint(vocabulary, ids.shape, generator=generator, device=ids.device)
-    seen = torch.where(masked & (chance < 0.8), mask_id, ids)
+    random_ids = torch.randint(vocabulary.size, ids.shape, generator=generator, device=ids.device)
+    seen = torch.where(masked & (chance < 0.8), vocabulary.mask_id, ids)
     seen = torch.where(masked & (chance >= 0.9), random_ids, seen)
-    return seen, torch.where(masked, ids, IGNORED)
+    return Masks(seen, torch.where(masked, ids, IGNORED))
 
 
 def select_rows(
@@ -197,48 +225,30 @@ def select_rows(
     return torch.where(real, rows, 0), real
 
 
-def decoder_visibility(
-    words: Tensor, attention_mask: Tensor, rows: Tensor, real: Tensor, options: MaskOptions, generator: torch.Generator
-) -> Tensor:
-    """Which columns each decoder row may look at (Xiao et al. 2022, equation 6), bool (b, r, t).
+def row_visibility(attention_mask: Tensor, rows: Tensor, hidden: Tensor) -> Tensor:
+    """Which columns rows (b, r) may look at, bool (b, r, t), given what masks (b, r, t) hide from them.
 
-    Per row a whole-word mask hides `decoder_ratio` of the text; the row's own column and padding are always hidden;
-    [CLS], which is the sentence vector here, and [SEP] are never masked.
+    The row's own column and padding are always hidden; [CLS], which is the sentence vector here, and [SEP] are never
+    masked.
     """
-    budget = budgets(attention_mask, options.decoder_ratio)
-    if options.pool is None:
-        hidden = whole_word_mask(words, budget, generator, rows.shape[1])
-    else:
-        pool = attention_mask.sum(1, keepdim=True).clamp(max=options.pool)  # (b, 1)
-        drawn = whole_word_mask(words, budget, generator, int(pool.max()))
-        pick = (torch.rand(rows.shape, generator=generator, device=rows.device) * pool).long()  # (b, r)
-        hidden = drawn.gather(1, pick[..., None].expand(-1, -1, words.shape[1]))
     visible = ~hidden & attention_mask.bool()[:, None]
-    visible.scatter_(2, rows[..., None], False)
-    return _open_unused(visible, real)
+    return visible.scatter_(2, rows[..., None], False)
 
 
-def sample_batch(
-    ids: Tensor,
-    attention_mask: Tensor,
-    word_starts: Tensor,
-    options: MaskOptions,
-    *,
-    mask_id: int,
-    vocabulary: int,
-    generator: torch.Generator,
-) -> MaskedBatch:
-    """Draw everything random about one batch; `ids`, `attention_mask` and `word_starts` are (b, t)."""
-    content = content_positions(attention_mask)
-    words = word_numbers(word_starts, content)
-    masked = whole_word_mask(words, budgets(attention_mask, options.encoder_ratio), generator)[:, 0]
-    seen, labels = replace_masked(ids, masked, mask_id=mask_id, vocabulary=vocabulary, generator=generator)
-    rows, real = select_rows(content, options.row_fraction, generator)
-    visible = decoder_visibility(words, attention_mask, rows, real, options, generator)
-    return MaskedBatch(ids, attention_mask, seen, labels, rows, real, visible)
+def draw_masks(batch: Batch, options: MaskOptions, vocabulary: Vocabulary, generator: torch.Generator) -> Masks:
+    """Draw what the encoder has to guess of a batch."""
+    units = units_of(batch.words, options.unit, generator)
+    masked = whole_word_mask(units, budgets(batch.attention_mask, options.ratio), generator)[:, 0]
+    return replace_masked(batch.ids, masked, vocabulary, generator)
 
 
-def _open_unused(visible: Tensor, real: Tensor) -> Tensor:
-    # A row that may look at nothing gives NaN in some attention kernels; rows without loss look at column 0.
-    visible[..., 0] |= ~real
-    return visible
+def more_masked(batch: Batch, masks: Masks, ratio: float, vocabulary: Vocabulary, generator: torch.Generator) -> Masks:
+    """Masks of a greater share of the tokens that hold all that the encoder has to guess, replaced anew.
+
+    "Inclusive" masks, as SimLM's and LexMAE's decoders have.
+    """
+    masked = masks.labels != IGNORED
+    left = torch.where(masked, OUTSIDE, batch.words)
+    budget = (budgets(batch.attention_mask, ratio) - masked.sum(1)).clamp(min=0)
+    masked = masked | whole_word_mask(left, budget, generator)[:, 0]
+    return replace_masked(batch.ids, masked, vocabulary, generator)

@@ -1,180 +1,179 @@
-"""Objectives: weighted sums of named loss terms over one encoder pass, and the module that computes them."""
+"""Objectives: weighted sums of named loss terms over one encoder pass, and how weights change while training."""
 
+import inspect
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+import yaml
 
 from indexes.errors import InputError
-from pretraining.heads import VocabularyHead
-from pretraining.masking import MaskedBatch, MaskOptions, sample_batch
-from pretraining.terms.bag_of_words import Variant, bag_of_words
-from pretraining.terms.masked_lm import encoder_mlm
-from pretraining.terms.retromae import EnhancedDecoder, Query, decoder_mlm
-from pretraining.tokens import continuations
-from pretraining.view import EncoderView, sentence_vector
+from pretraining.terms import TERMS
 
-TERMS = ("encoder_mlm", "decoder_mlm", "bag_of_words")
-NAMES = "retromae or dupmae"
-POOLINGS = ("cls", "mean")
-SUPPORTED = ("bert",)
+SCHEDULES = ("constant", "linear", "cosine")
+_OF_WEIGHT = ("weight", "end_weight", "schedule")
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """A term of an objective.
+
+    Attributes:
+        name: One of `terms.TERMS`.
+        weight: At the start.
+        end_weight: At the end of training; None: it stays as it is.
+        schedule: How it gets there: `linear`, or `cosine` (half a period, as BowDPR's coefficient falls).
+        options: Of the term; see its class.
+    """
+
+    name: str
+    weight: float = 1.0
+    end_weight: float | None = None
+    schedule: str = "constant"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.name not in TERMS:
+            raise InputError(f"objective has {self.name!r}; expected terms among {', '.join(TERMS)}, or {NAMES}")
+        for what, value in (("weight", self.weight), ("end_weight", self.end_weight)):
+            least = 0 < value if what == "weight" else 0 <= value if value is not None else True  # type: ignore[operator]
+            if value is not None and not (least and value < math.inf):
+                raise InputError(f"objective's {what} of {self.name} is {value}; expected a number above 0")
+        if self.schedule not in SCHEDULES:
+            raise InputError(f"the schedule of {self.name} is {self.schedule!r}; expected {', '.join(SCHEDULES)}")
+        if (self.schedule == "constant") != (self.end_weight is None):
+            raise InputError(f"{self.name} has a schedule or an end_weight, not both; give both or neither")
+        known = [name for name in inspect.signature(TERMS[self.name].__init__).parameters if name not in _NO_OPTIONS]
+        for name in self.options:
+            if name not in known:
+                has = f"it has {', '.join(known)}" if known else "it has none"
+                raise InputError(f"{self.name} has no option {name!r}; {has}")
+
+    def at(self, progress: float) -> float:
+        """The weight when a share of training is done, from 0 to 1."""
+        if self.end_weight is None:
+            return self.weight
+        share = progress if self.schedule == "linear" else (1 - math.cos(math.pi * progress)) / 2
+        return self.weight + share * (self.end_weight - self.weight)
+
+    def record(self) -> dict[str, Any]:
+        """It as JSON values."""
+        changing = {} if self.end_weight is None else {"end_weight": self.end_weight, "schedule": self.schedule}
+        return {"weight": self.weight, **changing, **self.options}
+
+
+_NO_OPTIONS = ("self", "backbone", "args", "kwargs")
 
 
 @dataclass(frozen=True)
 class Objective:
-    """A weighted sum of terms.
+    """A weighted sum of terms, each at most once.
 
     Attributes:
-        weights: Weight of each term; the terms are `encoder_mlm`, `decoder_mlm` and `bag_of_words`.
-        decoder_query: How decoder rows ask, `raw` (RetroMAE) or `embedded` (DupMAE); see `terms.retromae`.
-        bag_variant: `code` or `paper`; see `terms.bag_of_words`.
+        terms: By name; what `parse` reads.
     """
 
-    weights: Mapping[str, float]
-    decoder_query: Query = "embedded"
-    bag_variant: Variant = "code"
+    terms: Mapping[str, Weighted]
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.weights if name not in TERMS]
-        if unknown or not self.weights:
-            found = ", ".join(map(repr, unknown)) or "no term"
-            raise InputError(f"objective has {found}; expected terms among {', '.join(TERMS)}, or {NAMES}")
-        for name, weight in self.weights.items():
-            if not 0 < weight < float("inf"):
-                raise InputError(f"objective's weight of {name} is {weight}; expected a number above 0")
-        for name, allowed in (("decoder_query", ("raw", "embedded")), ("bag_variant", ("code", "paper"))):
-            if getattr(self, name) not in allowed:
-                raise InputError(f"{name} is {getattr(self, name)!r}; expected {' or '.join(allowed)}")
+        if not self.terms:
+            raise InputError(f"objective has no term; expected terms among {', '.join(TERMS)}, or {NAMES}")
 
     @classmethod
-    def parse(cls, value: "str | Mapping[str, float] | Objective") -> "Objective":
-        """Read an objective: its name, a mapping from terms to weights (DupMAE's variants), or one made before."""
-        if isinstance(value, Objective):
-            return value
-        if isinstance(value, Mapping):
-            return cls(dict(value))
-        if value not in PRESETS:
-            raise InputError(f"objective is {value!r}; expected {NAMES}, or weights of {', '.join(TERMS)}")
-        return PRESETS[value]
-
-
-PRESETS = {
-    "retromae": Objective({"encoder_mlm": 1.0, "decoder_mlm": 1.0}, decoder_query="raw"),
-    "dupmae": Objective({"encoder_mlm": 1.0, "decoder_mlm": 1.0, "bag_of_words": 0.1}, decoder_query="embedded"),
-}
-"""The authors' code: RetroMAE (arXiv 2205.12035) and DupMAE (2305.02564, whose paper weighs the bag of words 1)."""
-
-
-class PretrainingModel(nn.Module):
-    """An encoder with the heads that an objective needs; the encoder may be shared with another model.
-
-    Args:
-        backbone: A BertModel; it is used as it is, so training this module trains whatever else holds it.
-        tokenizer: Its tokenizer.
-        objective: A name, weights of terms, or an Objective.
-        pooling: The sentence vector: the first token (`cls`) or the mean over real tokens (`mean`).
-        masks: Ratios, row fraction, pool.
-
-    Attributes:
-        untrained_heads: Names of the heads that hold random numbers; a caller that loads one takes its name out.
-
-    Raises:
-        InputError: The backbone is no BERT, or tokenizer and backbone do not belong together.
-    """
-
-    def __init__(
-        self,
-        backbone: Any,
-        tokenizer: Any,
-        objective: str | Mapping[str, float] | Objective = "dupmae",
-        *,
-        pooling: str = "cls",
-        masks: MaskOptions | None = None,
-    ) -> None:
-        super().__init__()
-        refuse_unsupported(backbone.config)
-        if pooling not in POOLINGS:
-            raise InputError(f"pooling is {pooling!r}; expected {' or '.join(POOLINGS)}")
-        continued = torch.from_numpy(continuations(tokenizer))
-        if len(continued) > backbone.config.vocab_size:
-            raise InputError(
-                f"the tokenizer has {len(continued):,} ids and the model {backbone.config.vocab_size:,}; "
-                "expected a tokenizer that belongs to the model"
-            )
-        self.objective, self.pooling, self.masks = Objective.parse(objective), pooling, masks or MaskOptions()
-        self.backbone = backbone
-        self.head = VocabularyHead(backbone.config)
-        self.decoder = EnhancedDecoder(backbone.config) if "decoder_mlm" in self.objective.weights else None
-        self.untrained_heads = ["head", "decoder"] if self.decoder else ["head"]
-        self.mask_id, self.vocabulary = tokenizer.mask_token_id, len(continued)
-        self.continued: Tensor
-        self.register_buffer("continued", continued, persistent=False)
-        self.to(backbone.device)
-
-    def sample(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        word_starts: Tensor | None = None,
-        *,
-        generator: torch.Generator,
-    ) -> MaskedBatch:
-        """Draw the masks of one batch.
+    def parse(cls, value: "str | Mapping[str, Any] | Objective") -> "Objective":
+        """Read an objective.
 
         Args:
-            input_ids: Clean ids with [CLS] first and [SEP] last, (b, t).
-            attention_mask: 1 on real tokens, (b, t); padding is on the right.
-            word_starts: First pieces of whole words, bool (b, t); by default every piece that is no `##` piece.
-            generator: On the device of `input_ids`; see `masking.seeded`.
+            value: The name of one; `TERM=WEIGHT,TERM=WEIGHT,…`; a mapping from terms to weights, or to mappings of
+                `weight`, `end_weight`, `schedule` and the term's options; or one made before.
+
+        Raises:
+            InputError: It is none of these.
         """
-        starts = ~self.continued[input_ids] if word_starts is None else word_starts
-        return sample_batch(
-            input_ids, attention_mask, starts, self.masks,
-            mask_id=self.mask_id, vocabulary=self.vocabulary, generator=generator,
-        )  # fmt: skip
+        if isinstance(value, Objective):
+            return value
+        if isinstance(value, str) and "=" in value:
+            value = dict(_weight(part) for part in value.split(","))
+        if isinstance(value, str):
+            if value not in PRESETS:
+                raise InputError(f"objective is {value!r}; expected {NAMES}, or weights of {', '.join(TERMS)}")
+            value = PRESETS[value]
+        return cls({name: _weighted(name, given) for name, given in value.items()})
 
-    def loss(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        word_starts: Tensor | None = None,
-        *,
-        generator: torch.Generator,
-    ) -> dict[str, Tensor]:
-        """Sample masks and compute the objective, as an auxiliary loss needs it; arguments as in `sample`."""
-        return self(self.sample(input_ids, attention_mask, word_starts, generator=generator))
+    def with_option(self, term: str, name: str, value: Any) -> "Objective":
+        """It with another option of one of its terms.
 
-    def forward(self, batch: MaskedBatch) -> dict[str, Tensor]:
-        """Compute the objective on a masked batch: `total`, and every term by name before its weight."""
-        view = self.view(batch)
-        terms = {name: self._compute(name, view) for name in self.objective.weights}
-        total = torch.stack([weight * terms[name] for name, weight in self.objective.weights.items()]).sum()
-        return {"total": total, **terms}
+        Raises:
+            InputError: It has no such term.
+        """
+        if term not in self.terms:
+            raise InputError(f"{name} is an option of {term}, which the objective has not; leave it out")
+        old = self.terms[term]
+        new = Weighted(old.name, old.weight, old.end_weight, old.schedule, {**old.options, name: value})
+        return Objective({**self.terms, term: new})
 
-    def view(self, batch: MaskedBatch) -> EncoderView:
-        """Run the encoder once over the masked ids."""
-        output = self.backbone(input_ids=batch.masked_ids, attention_mask=batch.attention_mask)
-        hidden = output.last_hidden_state  # (b, t, d)
-        return EncoderView(batch, hidden, sentence_vector(hidden, batch.attention_mask, self.pooling))
+    @property
+    def uses_pairs(self) -> bool:
+        """Whether a term needs two spans of each document."""
+        return any(TERMS[name].uses_pairs for name in self.terms)
 
-    def _compute(self, name: str, view: EncoderView) -> Tensor:
-        embedding = self.backbone.embeddings
-        words = embedding.word_embeddings.weight  # (v, d)
-        if name == "encoder_mlm":
-            return encoder_mlm(view, self.head, words)
-        if name == "bag_of_words":
-            return bag_of_words(view, self.head, words, self.objective.bag_variant)
-        return decoder_mlm(
-            view, cast(EnhancedDecoder, self.decoder), embedding, self.head, self.objective.decoder_query
+    def record(self) -> dict[str, Any]:
+        """It as JSON values."""
+        return {name: term.record() for name, term in self.terms.items()}
+
+
+def read_recipe(value: str) -> str | dict[str, Any]:
+    """What a command was given for an objective: the terms of a YAML file, or the text itself if it names no file.
+
+    Raises:
+        InputError: The file is not to be read, or holds no mapping.
+    """
+    if not value.endswith((".yaml", ".yml")):
+        return value
+    try:
+        read = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{value} cannot be read as an objective: {' '.join(str(error).split())}") from None
+    if not isinstance(read, dict):
+        raise InputError(
+            f"{value} holds {type(read).__name__}; expected terms with their weights, such as encoder_mlm: 1"
         )
+    return read
 
 
-def refuse_unsupported(config: Any) -> None:
-    """Raise InputError unless a model is a BERT with tied output embeddings."""
-    kind = getattr(config, "model_type", type(config).__name__)
-    if kind not in SUPPORTED:
-        raise InputError(f"the base is a {kind} model; pretraining supports {', '.join(SUPPORTED)}: choose such a base")
-    if not getattr(config, "tie_word_embeddings", True):
-        raise InputError("the base does not tie its output to its word embeddings; choose a base with tied embeddings")
+def _weighted(name: str, given: Any) -> Weighted:
+    if isinstance(given, float | int) and not isinstance(given, bool):
+        return Weighted(name, float(given))
+    if not isinstance(given, Mapping):
+        raise InputError(f"objective's {name} is {given!r}; expected a weight, or weight, schedule and options")
+    options = {key: value for key, value in given.items() if key not in _OF_WEIGHT}
+    return Weighted(name, **{key: given[key] for key in _OF_WEIGHT if key in given}, options=options)
+
+
+def _weight(part: str) -> tuple[str, float]:
+    name, _, weight = part.partition("=")
+    try:
+        return name.strip(), float(weight)
+    except ValueError:
+        raise InputError(f"objective has {part!r}; expected TERM=WEIGHT, such as encoder_mlm=1") from None
+
+
+_MLM = {"encoder_mlm": 1.0}
+PRESETS: dict[str, dict[str, Any]] = {
+    "mlm": _MLM,
+    "bowdpr": {**_MLM, "bag_of_words_cls": {"weight": 1.0, "end_weight": 0.1, "schedule": "cosine"}},
+    "retromae": {**_MLM, "decoder_mlm": {"query": "raw"}},
+    "dupmae": {**_MLM, "decoder_mlm": {"query": "embedded"}, "bag_of_words": {"weight": 0.1, "variant": "code"}},
+    "dupmae-paper": {**_MLM, "decoder_mlm": {"query": "embedded"}, "bag_of_words": {"variant": "paper"}},
+    "condenser": {**_MLM, "condenser_mlm": 1.0},
+    "cocondenser": {**_MLM, "condenser_mlm": 1.0, "span_contrast": 1.0},
+    "cotmae": {**_MLM, "span_decoder": 1.0},
+    "lexmae": {**_MLM, "lexicon_bottleneck": 1.0},
+    "simcse": {"dropout_contrast": 1.0},
+}
+"""The authors' code, as far as it is a matter of terms and weights: RetroMAE (arXiv 2205.12035), DupMAE (2305.02564;
+its paper weighs the bag of words 1), BowDPR (2401.11248), Condenser (2104.08253) with late MLM, coCondenser
+(2108.05540), CoT-MAE (2208.07670), LexMAE (2208.14754), SimCSE (2104.08821)."""
+NAMES = ", ".join(PRESETS)

@@ -16,9 +16,10 @@ from pretraining.base import Base, load_base
 from pretraining.checkpoints import keep_only, newest_checkpoint
 from pretraining.loop import PretrainingTrainer, resumable_arguments, trim_log
 from pretraining.masking import MaskOptions
+from pretraining.model import POOLINGS
 from pretraining.model_folder import LOG, package_versions, write_model_folder
-from pretraining.objective import POOLINGS, Objective
-from pretraining.tokens import Collator, TokenWindows, write_tokens
+from pretraining.objective import Objective
+from pretraining.tokens import Collator, SpanPairs, TokenWindows, write_tokens
 from pretraining.working import finished_card, partial_folder, working_folder
 from retrieval.digests import tokenizer_digest
 from retrieval.documents import corpus_fingerprint, read_documents
@@ -36,9 +37,9 @@ class PretrainConfig:
 
     Attributes:
         base: The model to start from: a folder, the packaged model's name, or one of the model hub.
-        objective: `retromae`, `dupmae`, a mapping from terms to weights, or an Objective.
+        objective: A name such as `dupmae`, a mapping from terms to weights, or what else `Objective.parse` reads.
         max_steps: Optimizer steps.
-        batch_size: Texts a micro-batch on each device.
+        batch_size: Texts a micro-batch on each device; documents, of two spans each, where a term needs pairs.
         accumulation: Micro-batches an optimizer step.
         max_length: Tokens a text, [CLS] and [SEP] included; longer documents are cut into windows.
         learning_rate: The greatest one, of AdamW; it falls linearly to 0.
@@ -47,13 +48,15 @@ class PretrainConfig:
         save_steps: Steps between two checkpoints.
         seed: Of data order, masks, dropout and untrained heads.
         encoder_mask_ratio: Share of tokens that the encoder guesses.
-        decoder_mask_ratio: Share of tokens hidden from each decoder row.
-        row_fraction: Share of rows that the decoder rebuilds; less than 1 is cheaper and not in the papers.
+        mask_unit: What of them is masked as a whole: `word`, `piece` or `ngram`.
+        decoder_mask_ratio: Share of tokens hidden from each row of `decoder_mlm`; None: as the objective says, or 0.5.
+        row_fraction: Share of rows that `decoder_mlm` rebuilds; less than 1 is cheaper and not in the papers. None: as
+            the objective says, or 1.
         pooling: `cls` or `mean`; None takes what the base's folder records, else `cls`.
     """
 
     base: str
-    objective: str | Mapping[str, float] | Objective = "dupmae"
+    objective: str | Mapping[str, Any] | Objective = "dupmae"
     max_steps: int = 10_000
     batch_size: int = 32
     accumulation: int = 1
@@ -64,17 +67,20 @@ class PretrainConfig:
     save_steps: int = 500
     seed: int = 0
     encoder_mask_ratio: float = 0.3
-    decoder_mask_ratio: float = 0.5
-    row_fraction: float = 1.0
+    mask_unit: str = "word"
+    decoder_mask_ratio: float | None = None
+    row_fraction: float | None = None
     pooling: str | None = None
     parsed: Objective = field(init=False, repr=False)
     masks: MaskOptions = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "base", str(self.base))
-        object.__setattr__(self, "parsed", Objective.parse(self.objective))
-        masks = MaskOptions(self.encoder_mask_ratio, self.decoder_mask_ratio, self.row_fraction)
-        object.__setattr__(self, "masks", masks)
+        parsed = Objective.parse(self.objective)
+        for name, value in (("ratio", self.decoder_mask_ratio), ("row_fraction", self.row_fraction)):
+            parsed = parsed if value is None else parsed.with_option("decoder_mlm", name, value)
+        object.__setattr__(self, "parsed", parsed)
+        object.__setattr__(self, "masks", MaskOptions(self.encoder_mask_ratio, self.mask_unit))
         for name, least in (
             ("max_steps", 1),
             ("batch_size", 1),
@@ -103,11 +109,9 @@ class PretrainConfig:
     def record(self) -> dict[str, Any]:
         """The options as JSON values, one field each."""
         named = ("max_steps", "batch_size", "accumulation", "max_length", "learning_rate", "weight_decay", "save_steps")
-        ratios = ("seed", "encoder_mask_ratio", "decoder_mask_ratio", "row_fraction")
+        ratios = ("seed", "encoder_mask_ratio", "mask_unit")
         return {
-            "objective": dict(self.parsed.weights),
-            "decoder_query": self.parsed.decoder_query,
-            "bag_variant": self.parsed.bag_variant,
+            "objective": self.parsed.record(),
             "warmup_steps": self.warmup,
             **{name: getattr(self, name) for name in (*named, *ratios)},
         }
@@ -161,7 +165,7 @@ def pretrain(
     refuse_existing(target, overwrite=True, inputs=[corpus, config.base])
     partial = partial_folder(target)
     base = load_base(config.base, config.parsed, config.masks, pooling=config.pooling, seed=config.seed)
-    limit = base.model.backbone.config.max_position_embeddings
+    limit = base.model.parts.longest
     if config.max_length > limit:
         raise InputError(f"max_length is {config.max_length}; the base has {limit} positions: take at most {limit}")
     with quiet():
@@ -184,7 +188,8 @@ def pretrain(
             if args.should_save:
                 held.enter_context(working_folder(target, card, overwrite=overwrite))
                 _prepare(partial, corpus, base, card)
-        windows = TokenWindows(partial / _TOKENS)
+        tokens = partial / _TOKENS
+        windows = SpanPairs(tokens, config.seed) if config.parsed.uses_pairs else TokenWindows(tokens)
         _say_start(note, base, windows)
         step = _train(base, windows, partial, args, on_progress, note)
         counts = {name: windows.manifest[name] for name in ("documents", "empty", "windows", "tokens")}
@@ -230,17 +235,19 @@ def _prepare(partial: Path, corpus: str | Path, base: Base, card: Mapping[str, A
     trim_log(partial / LOG, step)
 
 
-def _say_start(note: OnNote, base: Base, windows: TokenWindows) -> None:
+def _say_start(note: OnNote, base: Base, windows: TokenWindows | SpanPairs) -> None:
     counts = windows.manifest
     empty = f", {counts['empty']:,} empty ones skipped" if counts["empty"] else ""
     note(f"{counts['documents']:,} documents{empty}: {counts['windows']:,} windows, {counts['tokens']:,} tokens")
+    if isinstance(windows, SpanPairs):
+        note(f"two spans each of {len(windows):,} documents; the others are too short")
     if base.model.untrained_heads:
         note(f"the base brings no {' and no '.join(base.model.untrained_heads)}: starting from random numbers")
 
 
 def _train(
     base: Base,
-    windows: TokenWindows,
+    windows: TokenWindows | SpanPairs,
     partial: Path,
     args: TrainingArguments,
     on_progress: OnProgress | None,

@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,6 +25,8 @@ SPECIALS = 2
 """[CLS] and [SEP], which are added when a batch is made and are not stored."""
 
 _DOCUMENTS_AT_ONCE = 512
+_BEGINS = ("▁", "Ġ")
+_LEAST_SPAN = 8
 _LARGEST_SHORT = np.iinfo(np.uint16).max
 
 
@@ -37,10 +39,18 @@ def plain_tokenizer(tokenizer: Any) -> Tokenizer:
 
 
 def continuations(tokenizer: Any) -> np.ndarray:
-    """Which ids continue the word before them (BERT's `##` pieces), as bool (greatest id + 1,)."""
+    """Which ids continue the word before them, by what pieces look like, as bool (greatest id + 1,).
+
+    BERT marks pieces that continue a word (`##`); others mark those that begin one: byte pairs by `Ġ`, SentencePiece by
+    `▁`. Special tokens continue nothing.
+    """
     vocabulary = tokenizer.get_vocab()
     found = np.zeros(max(vocabulary.values()) + 1, dtype=bool)
-    found[[number for piece, number in vocabulary.items() if piece.startswith("##")]] = True
+    begins = next((mark for mark in _BEGINS if sum(piece.startswith(mark) for piece in vocabulary) > 1), None)
+    for piece, number in vocabulary.items():
+        found[number] = piece.startswith("##") if begins is None else not piece.startswith(begins)
+    if begins is not None:
+        found[list(tokenizer.all_special_ids)] = False
     return found
 
 
@@ -61,7 +71,8 @@ def write_tokens(documents: Iterable[Document], tokenizer: Any, folder: Path, *,
     """Tokenize a corpus lazily into a tokens folder, published in one step.
 
     The folder holds `tokens.npy` (uint16 or uint32 ids of all windows end to end), `word_starts.npy` (bool, the
-    first piece of each whole word), `offsets.npy` (int64, windows + 1) and a manifest.
+    first piece of each whole word), `offsets.npy` (int64, windows + 1, where each begins), `documents.npy` (int64,
+    documents with a token + 1, the number of each one's first window) and a manifest.
 
     Args:
         documents: The corpus; a document without tokens is skipped and counted.
@@ -77,7 +88,8 @@ def write_tokens(documents: Iterable[Document], tokenizer: Any, folder: Path, *,
     """
     engine, continued = plain_tokenizer(tokenizer), continuations(tokenizer)
     kind = np.dtype(np.uint16 if len(continued) - 1 <= _LARGEST_SHORT else np.uint32)
-    digest, offsets, counts = hashlib.sha256(), array("q", [0]), {"documents": 0, "empty": 0}
+    digest, offsets, firsts = hashlib.sha256(), array("q", [0]), array("q", [0])
+    counts = {"documents": 0, "empty": 0}
     with new_folder(folder) as new:
         with _Column(new / "tokens.npy", kind) as ids, _Column(new / "word_starts.npy", np.dtype(bool)) as starts:
             for batch in _batches(documents):
@@ -91,9 +103,11 @@ def write_tokens(documents: Iterable[Document], tokenizer: Any, folder: Path, *,
                     counts["empty"] += not len(pieces)
                     base = offsets[-1]
                     offsets.extend(base + end for _, end in windows(len(pieces), max_length - SPECIALS))
+                    firsts.extend([len(offsets) - 1] if len(pieces) else [])
         if len(offsets) == 1:
             raise InputError(f"none of the corpus's {counts['documents']:,} documents has a token; expected some text")
         np.save(new / "offsets.npy", np.asarray(offsets, dtype=np.int64))
+        np.save(new / "documents.npy", np.asarray(firsts, dtype=np.int64))
         content = {
             **counts,
             "windows": len(offsets) - 1,
@@ -135,14 +149,51 @@ class TokenWindows(Dataset[dict[str, np.ndarray]]):
         return {"ids": self._ids[part], "word_starts": self._starts[part]}
 
 
+class SpanPairs(Dataset[list[dict[str, np.ndarray]]]):
+    """Two spans of each document of a tokens folder, drawn anew every time.
+
+    A document is cut into windows, at least two, of equal length within a token; two of them are drawn. Documents of
+    fewer than 16 tokens are left out.
+
+    Args:
+        folder: The tokens folder.
+        seed: Of what is drawn.
+
+    Raises:
+        InputError: No document is long enough.
+    """
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.manifest = open_manifest(folder, KIND)
+        self._ids, self._starts = (map_array(folder / f"{name}.npy") for name in ("tokens", "word_starts"))
+        begins = map_array(folder / "offsets.npy")[map_array(folder / "documents.npy")]
+        long = np.flatnonzero(np.diff(begins) >= 2 * _LEAST_SPAN)
+        if not len(long):
+            raise InputError(f"no document has {2 * _LEAST_SPAN} tokens, for two spans of it; give longer documents")
+        self._begins, self._ends, self.seed = begins[long], begins[long + 1], seed
+
+    def __len__(self) -> int:
+        return len(self._begins)
+
+    def __getitem__(self, number: int) -> list[dict[str, np.ndarray]]:
+        """Two spans of document `number % len`; another draw for each `number // len`."""
+        time, row = divmod(number, len(self))
+        length = int(self._ends[row] - self._begins[row])
+        spans = windows(length, min(self.manifest["max_length"] - SPECIALS, -(-length // 2)))
+        chosen = np.random.default_rng((self.seed, time, row)).choice(len(spans), 2, replace=False)
+        parts = [slice(*(int(self._begins[row]) + edge for edge in spans[one])) for one in chosen]
+        return [{"ids": self._ids[part], "word_starts": self._starts[part]} for part in parts]
+
+
 class Collator:
-    """Windows to one padded batch of [CLS] window [SEP] [PAD]…."""
+    """Windows, or pairs of spans, to one padded batch of [CLS] window [SEP] [PAD]…."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.cls, self.sep, self.pad = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id
 
-    def __call__(self, items: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Tensor]:
+    def __call__(self, items: Sequence[Any]) -> dict[str, Tensor]:
         """Give `ids` (b, t) int64, `attention_mask` (b, t) int64 and `word_starts` (b, t) bool."""
+        items = [one for item in items for one in (item if isinstance(item, list) else [item])]
         longest = max(len(item["ids"]) for item in items) + SPECIALS
         ids = np.full((len(items), longest), self.pad, dtype=np.int64)  # (b, t)
         attention, starts = np.zeros_like(ids), np.zeros_like(ids, dtype=bool)

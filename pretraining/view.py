@@ -1,25 +1,89 @@
-"""The encoder view: what one pass of the encoder over one masked batch gives to every loss term."""
+"""The encoder view: one pass over one masked batch, made when a term first asks for it, shared by all."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
 
 from torch import Tensor
 
-from pretraining.masking import MaskedBatch
+from pretraining.backbones import Backbone
+from pretraining.heads import VocabularyHead
+from pretraining.masking import Batch, Masks
 
 
-@dataclass(frozen=True)
 class EncoderView:
-    """One encoder pass.
+    """What loss terms are computed from.
 
-    Attributes:
-        batch: The clean and the masked ids, labels, and what the decoder may see.
-        hidden: The last layer, (b, t, d).
-        vector: The sentence vector, (b, d).
+    Shapes: b batch, t tokens, d dim.
+
+    Args:
+        batch: The texts as they are.
+        masks: What the encoder has to guess of them.
+        backbone: The encoder.
+        head: The vocabulary head that all terms share.
+        special: Which ids are special or unused, and so no words, bool (v,).
+        pooling: How the sentence vector is made: `cls` or `mean`.
+        layers: Whether terms ask for layers before the last.
     """
 
-    batch: MaskedBatch
-    hidden: Tensor
-    vector: Tensor
+    def __init__(
+        self,
+        batch: Batch,
+        masks: Masks,
+        backbone: Backbone,
+        head: VocabularyHead,
+        special: Tensor,
+        *,
+        pooling: str,
+        layers: bool,
+    ) -> None:
+        self.batch, self.masks, self.backbone, self.head, self.special = batch, masks, backbone, head, special
+        self.pooling, self._layers = pooling, layers
+
+    @cached_property
+    def _pass(self) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return self.backbone.run(self.masks.masked_ids, self.batch.attention_mask, layers=self._layers)
+
+    @property
+    def hidden(self) -> Tensor:
+        """The last layer, (b, t, d)."""
+        return self._pass[0]
+
+    def layer(self, number: int) -> Tensor:
+        """A layer's output, (b, t, d); 0 is that of the embeddings."""
+        return self._pass[1][number]
+
+    @cached_property
+    def vector(self) -> Tensor:
+        """The sentence vector, (b, d)."""
+        return sentence_vector(self.hidden, self.batch.attention_mask, self.pooling)
+
+    def observed(self, heard: Callable[[Tensor], None]) -> "EncoderView":
+        """The same view for one term alone, which reports the gradients that this term sends to the encoder."""
+        return _Observed(self, heard)
+
+
+class _Observed(EncoderView):
+    """A view over another's pass, whose outputs are its own tensors: gradients through them come from one term."""
+
+    def __init__(self, view: EncoderView, heard: Callable[[Tensor], None]) -> None:
+        self.batch, self.masks, self.backbone, self.head = view.batch, view.masks, view.backbone, view.head
+        self.special, self.pooling = view.special, view.pooling
+        self._view, self._heard = view, heard
+
+    @cached_property
+    def _pass(self) -> tuple[Tensor, tuple[Tensor, ...]]:
+        hidden, layers = self._view._pass
+        return self._own(hidden), tuple(map(self._own, layers))
+
+    def _own(self, shared: Tensor) -> Tensor:
+        own = shared.view_as(shared)
+        if own.requires_grad:
+            own.register_hook(self._hear)
+        return own
+
+    def _hear(self, gradient: Tensor) -> Any:
+        self._heard(gradient)
 
 
 def sentence_vector(hidden: Tensor, attention_mask: Tensor, pooling: str) -> Tensor:

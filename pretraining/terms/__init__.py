@@ -1,1 +1,22 @@
-"""Loss terms, one family a file; each takes the shared encoder view and gives one number."""
+"""Loss terms, one family a file, by the names that objectives use."""
+
+from pretraining.terms.bag_of_words import BagOfWords, ClsBagOfWords
+from pretraining.terms.condenser import Condenser
+from pretraining.terms.lexmae import LexiconBottleneck
+from pretraining.terms.masked_lm import EncoderMLM
+from pretraining.terms.retromae import DecoderMLM
+from pretraining.terms.simcse import DropoutContrast
+from pretraining.terms.spans import SpanContrast, SpanDecoder
+from pretraining.terms.term import Term
+
+TERMS: dict[str, type[Term]] = {
+    "encoder_mlm": EncoderMLM,
+    "bag_of_words_cls": ClsBagOfWords,
+    "bag_of_words": BagOfWords,
+    "decoder_mlm": DecoderMLM,
+    "condenser_mlm": Condenser,
+    "span_contrast": SpanContrast,
+    "span_decoder": SpanDecoder,
+    "lexicon_bottleneck": LexiconBottleneck,
+    "dropout_contrast": DropoutContrast,
+}

@@ -1,19 +1,18 @@
 """Masked language modelling on the encoder (Devlin et al. 2019, arXiv 1810.04805)."""
 
+from typing import Any
+
 from torch import Tensor
 
-from pretraining.heads import VocabularyHead
 from pretraining.masking import IGNORED
+from pretraining.terms.term import Term
 from pretraining.view import EncoderView
 
 
-def encoder_mlm(view: EncoderView, head: VocabularyHead, embeddings: Tensor) -> Tensor:
-    """Mean cross-entropy over the masked positions of the batch; the head runs on those rows only.
+class EncoderMLM(Term):
+    """Mean cross-entropy over the masked positions of the batch; the head runs on those rows only."""
 
-    Args:
-        view: The encoder pass.
-        head: The vocabulary head.
-        embeddings: Word embeddings, (v, d).
-    """
-    wanted = view.batch.labels != IGNORED  # (b, t)
-    return head.loss(view.hidden[wanted], view.batch.labels[wanted], embeddings)
+    def forward(self, view: EncoderView, drawn: Any) -> Tensor:
+        """The loss, one number."""
+        wanted = view.masks.labels != IGNORED  # (b, t)
+        return view.head.loss(view.hidden[wanted], view.masks.labels[wanted], view.backbone.words)

@@ -48,7 +48,7 @@ def make_model(tokenizer):
     """A PretrainingModel over a random backbone without dropout."""
     from transformers import BertModel
 
-    from pretraining.objective import PretrainingModel
+    from pretraining.model import PretrainingModel
 
     def make(objective="dupmae", *, masks=None, pooling="cls", seed=0, **changes):
         torch.manual_seed(seed)

@@ -212,7 +212,8 @@ def test_held_out_ndcg_by_hand():
         ({"temperature": 0}, "temperature is 0; expected above 0"),
         ({"precision": "int8"}, "precision is 'int8'"),
         ({"samplers": ("magic",)}, "sampler 'magic' is unknown"),
-        ({"objective": "magic"}, "objective is 'magic'; expected retromae or dupmae"),
+        ({"objective": "magic"}, "objective is 'magic'; expected mlm, bowdpr, retromae"),
+        ({"objective": "cocondenser"}, "cocondenser needs two spans of each document; adapt reads documents whole"),
         (
             {"pairs": None, "samplers": ("title",)},
             "0 pairs of 0 documents came of 120 documents by title; expected pairs of at least 10 documents",

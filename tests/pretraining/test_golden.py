@@ -7,9 +7,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import BertConfig, BertForMaskedLM
 
-from pretraining.masking import MaskedBatch
-from pretraining.objective import PretrainingModel
-from pretraining.terms.bag_of_words import pooled_logits, word_set
+from pretraining.masking import Batch, Masks, content_positions, word_numbers
+from pretraining.model import Drawn, PretrainingModel
+from pretraining.terms.bag_of_words import word_set
+from pretraining.terms.retromae import DecoderRows
+from pretraining.terms.spans import span_contrast
+
+OURS = {"late_mlm": "encoder_mlm", "head_mlm": "condenser_mlm"}
 
 
 class NumberTokenizer:
@@ -21,45 +25,74 @@ class NumberTokenizer:
         return {str(number): number for number in range(211)}
 
 
-def load(folder, name):
+def load(folder, name, objective):
     expected = json.loads((folder / "expected.json").read_text())
-    config = BertConfig(**expected["config"], hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    sizes = expected["condenser_config" if name == "condenser" else "config"]
+    config = BertConfig(**sizes, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     weights = load_file(folder / f"{name}.weights.safetensors")
     lm = BertForMaskedLM(config)
     lm.load_state_dict({key[3:]: value for key, value in weights.items() if key.startswith("lm.")})
-    model = PretrainingModel(lm.bert, NumberTokenizer(), name)
+    model = PretrainingModel(lm.bert, NumberTokenizer(), objective)
     head = {key[19:]: value for key, value in weights.items() if key.startswith("lm.cls.predictions.")}
     model.head.load_state_dict({key: value for key, value in head.items() if not key.startswith("decoder.")})
-    model.decoder.load_state_dict({key[7:]: value for key, value in weights.items() if key.startswith("c_head.")})
-    data = load_file(folder / f"{name}.batch.safetensors")
-    batch = MaskedBatch.explicit(
-        data["decoder_input_ids"], data["encoder_attention_mask"], data["encoder_input_ids"], data["encoder_labels"],
-        data["decoder_labels"], data["decoder_attention_mask"],
-    )  # fmt: skip
-    return model.eval(), batch, data, expected[name]
+    decoder = next(term.decoder for term in model.terms.values() if hasattr(term, "decoder"))
+    decoder.load_state_dict({key[7:]: value for key, value in weights.items() if key.startswith("c_head.")})
+    return model.eval(), load_file(folder / f"{name}.batch.safetensors"), expected[name]
 
 
-@pytest.mark.parametrize("name", ["retromae", "dupmae"])
-def test_terms_and_gradients_equal_the_authors_code(golden_folder, name):
-    model, batch, data, expected = load(golden_folder, name)
-    view = model.view(batch)
-    torch.testing.assert_close(view.vector, data["expected.cls"], atol=1e-5, rtol=0)
-    losses = model(batch)
+def texts(ids, attention):
+    starts = torch.ones_like(ids, dtype=torch.bool)
+    return Batch(ids, attention, word_numbers(starts, content_positions(attention)))
+
+
+def drawn(data):
+    batch = texts(data["decoder_input_ids"], data["encoder_attention_mask"])
+    rows = DecoderRows.explicit(data["decoder_labels"], data["decoder_attention_mask"])
+    masks = Masks(data["encoder_input_ids"], data["encoder_labels"])
+    return Drawn(batch, masks, {"encoder_mlm": None, "decoder_mlm": rows, "bag_of_words": None})
+
+
+def check(model, given, expected, decoder):
+    losses = model(given)
     for term, value in losses.items():
-        assert value.item() == pytest.approx(expected[term], abs=1e-5), term
+        theirs = term if term in expected else next(name for name, ours in OURS.items() if ours == term)
+        assert value.item() == pytest.approx(expected[theirs], abs=1e-5), term
     losses["total"].backward()
     parameters = dict(model.named_parameters())
-    names = (("lm.bert.", "backbone."), ("c_head.", "decoder."), ("lm.cls.predictions.", "head."))
+    names = (("lm.bert.", "backbone."), ("c_head.", f"terms.{decoder}.decoder."), ("lm.cls.predictions.", "head."))
     for theirs, norm in expected["gradient_norms"].items():
         ours = next(new + theirs.removeprefix(old) for old, new in names if theirs.startswith(old))
         assert parameters[ours].grad.norm().item() == pytest.approx(norm, rel=1e-4), theirs
 
 
+@pytest.mark.parametrize("name", ["retromae", "dupmae"])
+def test_terms_and_gradients_equal_the_authors_code(golden_folder, name):
+    model, data, expected = load(golden_folder, name, name)
+    given = drawn(data)
+    torch.testing.assert_close(model.view(given).vector, data["expected.cls"], atol=1e-5, rtol=0)
+    check(model, given, expected, "decoder_mlm")
+
+
 def test_bag_of_words_target_and_logits_equal_the_authors_code(golden_folder):
-    model, batch, data, _ = load(golden_folder, "dupmae")
-    words = model.backbone.embeddings.word_embeddings.weight
-    logits = pooled_logits(model.view(batch), model.head, words, "code")
+    model, data, _ = load(golden_folder, "dupmae", "dupmae")
+    view = model.view(drawn(data))
+    logits = model.terms["bag_of_words"].logits(view)
     torch.testing.assert_close(logits, data["expected.ot"], atol=1e-5, rtol=0)
     content = data["decoder_labels"] != -100
-    target = word_set(batch.ids, content, 211) / content.sum(1, keepdim=True)
+    target = word_set(view.batch.ids, content, 211) / content.sum(1, keepdim=True)
     torch.testing.assert_close(target, data["bag_word_weight"])
+
+
+def test_condenser_equals_the_authors_code(golden_folder):
+    options = {"encoder_mlm": 1.0, "condenser_mlm": {"layers": 2, "skip_from": 2}}
+    model, data, expected = load(golden_folder, "condenser", options)
+    attention, seen, labels = data["attention_mask"], data["input_ids"], data["labels"]
+    clean = torch.where(labels == -100, seen, labels)
+    given = Drawn(texts(clean, attention), Masks(seen, labels), {"encoder_mlm": None, "condenser_mlm": None})
+    check(model, given, expected, "condenser_mlm")
+
+
+def test_span_contrast_equals_the_authors_code(golden_folder):
+    (vectors,) = load_file(golden_folder / "cocondenser.batch.safetensors").values()
+    expected = json.loads((golden_folder / "expected.json").read_text())["cocondenser_span_loss"]["loss"]
+    assert span_contrast(vectors).item() == pytest.approx(expected, abs=1e-5)

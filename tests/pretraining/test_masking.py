@@ -6,16 +6,20 @@ import torch
 from indexes.errors import InputError
 from pretraining.masking import (
     IGNORED,
+    Batch,
     MaskOptions,
+    Vocabulary,
     budgets,
     content_positions,
+    draw_masks,
     replace_masked,
-    sample_batch,
     seeded,
     select_rows,
+    units_of,
     whole_word_mask,
     word_numbers,
 )
+from pretraining.terms.retromae import DecoderMLM
 
 CPU = torch.device("cpu")
 LENGTHS = (64, 41, 9, 3)
@@ -30,10 +34,18 @@ def texts():
     return ids, attention, torch.rand(ids.shape, generator=generator) < 0.6
 
 
-def sample(texts, *address, **options):
-    ids, attention, starts = texts
-    generator = seeded(CPU, *address)
-    return sample_batch(ids, attention, starts, MaskOptions(**options), mask_id=3, vocabulary=200, generator=generator)
+VOCABULARY = Vocabulary(mask_id=3, size=200)
+
+
+def sample(texts, *address, make_model, **options):
+    """What RetroMAE's decoder rebuilds."""
+    term = make_model({"decoder_mlm": options}).terms["decoder_mlm"]
+    assert isinstance(term, DecoderMLM)
+    return term.draw(Batch.of(*texts), None, VOCABULARY, seeded(CPU, *address))
+
+
+def masked(texts, *address, **options):
+    return draw_masks(Batch.of(*texts), MaskOptions(**options), VOCABULARY, seeded(CPU, *address))
 
 
 def greedy(sizes, order, budget):
@@ -91,17 +103,17 @@ def test_words_are_numbered_between_first_and_last_token():
 def test_replacement_is_eighty_ten_ten():
     ids = torch.full((100, 300), 50)
     masked = torch.rand(ids.shape, generator=seeded(CPU, 4)) < 0.5
-    seen, labels = replace_masked(ids, masked, mask_id=3, vocabulary=200, generator=seeded(CPU, 5))
-    assert (seen[~masked] == 50).all()
-    assert ((labels == 50) == masked).all()
-    assert (labels[~masked] == IGNORED).all()
-    share = [(seen[masked] == number).float().mean().item() for number in (3, 50)]
+    found = replace_masked(ids, masked, VOCABULARY, seeded(CPU, 5))
+    assert (found.masked_ids[~masked] == 50).all()
+    assert ((found.labels == 50) == masked).all()
+    assert (found.labels[~masked] == IGNORED).all()
+    share = [(found.masked_ids[masked] == number).float().mean().item() for number in (3, 50)]
     assert share == pytest.approx([0.8 + 0.1 / 200, 0.1 + 0.1 / 200], abs=0.01)
 
 
 @pytest.mark.parametrize("pool", [None, 256])
-def test_what_a_decoder_row_sees(texts, pool):
-    batch = sample(texts, 1, pool=pool)
+def test_what_a_decoder_row_sees(texts, pool, make_model):
+    batch = sample(texts, 1, pool=pool, make_model=make_model)
     for text, length in enumerate(LENGTHS):
         rows = batch.rows[text][batch.real[text]]
         assert rows.tolist() == list(range(1, length - 1))
@@ -116,15 +128,15 @@ def test_what_a_decoder_row_sees(texts, pool):
     assert hidden.item() == pytest.approx(0.5 * 64 / 62, abs=0.03)
 
 
-def test_rows_draw_their_masks_independently_or_from_a_pool(texts):
-    fresh = sample(texts, 1).visible[0]
+def test_rows_draw_their_masks_independently_or_from_a_pool(texts, make_model):
+    fresh = sample(texts, 1, make_model=make_model).visible[0]
     assert len({tuple(row.tolist()) for row in fresh[:, 40:63]}) > 55
-    pooled = sample(texts, 1, pool=3).visible[0][:20, 40:63]
+    pooled = sample(texts, 1, pool=3, make_model=make_model).visible[0][:20, 40:63]
     assert len({tuple(row.tolist()) for row in pooled}) <= 3
 
 
-def test_a_fraction_of_the_rows_is_rounded_up_and_drawn_anew(texts):
-    one, other = sample(texts, 1, row_fraction=0.25), sample(texts, 2, row_fraction=0.25)
+def test_a_fraction_of_the_rows_is_rounded_up_and_drawn_anew(texts, make_model):
+    one, other = (sample(texts, seed, row_fraction=0.25, make_model=make_model) for seed in (1, 2))
     assert one.real.sum(1).tolist() == [16, 10, 2, 1]
     assert not torch.equal(one.rows, other.rows)
     content = content_positions(texts[1])
@@ -133,21 +145,50 @@ def test_a_fraction_of_the_rows_is_rounded_up_and_drawn_anew(texts):
     assert rows[real].shape == (int(content.sum()),)
 
 
-def test_the_same_address_draws_the_same_and_another_draws_otherwise(texts):
-    one, same = sample(texts, 5, 9, 0, 1), sample(texts, 5, 9, 0, 1)
+def test_the_same_address_draws_the_same_and_another_draws_otherwise(texts, make_model):
     torch.rand(10)  # nothing before matters
-    for name in ("masked_ids", "labels", "rows", "visible"):
+    one, same = (sample(texts, 5, 9, 0, 1, make_model=make_model) for _ in range(2))
+    for name in ("rows", "visible"):
         assert torch.equal(getattr(one, name), getattr(same, name))
-    for address in ((6, 9, 0, 1), (5, 10, 0, 1), (5, 9, 1, 1), (5, 9, 0, 2), (9, 5, 0, 1)):
-        assert not torch.equal(one.masked_ids, sample(texts, *address).masked_ids)
+    first, again = masked(texts, 5, 9, 0, 1), masked(texts, 5, 9, 0, 1)
+    for name in ("masked_ids", "labels"):
+        assert torch.equal(getattr(first, name), getattr(again, name))
+    for address in ((6, 9, 0, 1), (5, 10, 0, 1), (5, 9, 1, 1), (5, 9, 0, 2), (9, 5, 0, 1), (5, 9, 0, 1, "name")):
+        assert not torch.equal(first.masked_ids, masked(texts, *address).masked_ids)
 
 
-@pytest.mark.parametrize(("name", "value"), [("encoder_ratio", 0.0), ("decoder_ratio", 0.95), ("row_fraction", 1.1)])
-def test_shares_out_of_range_are_refused(name, value):
-    with pytest.raises(InputError, match=f"{name} is {value}; expected a share above 0"):
-        MaskOptions(**{name: value})
+def test_pieces_are_masked_one_by_one(texts):
+    words = Batch.of(*texts).words
+    units = units_of(words, "piece", seeded(CPU, 1))
+    for line, mine in zip(words, units, strict=True):
+        assert mine[line >= 0].tolist() == list(range(int((line >= 0).sum())))
+        assert (mine[line < 0] == -1).all()
+    labels = masked(texts, 1, unit="piece").labels
+    assert (labels != IGNORED).sum(1).tolist() == budgets(texts[1], 0.3).tolist()
 
 
-def test_an_empty_pool_is_refused():
-    with pytest.raises(InputError, match="pool is 0; expected at least 1"):
-        MaskOptions(pool=0)
+def test_ngrams_are_one_to_three_words_the_shorter_the_likelier():
+    words = torch.arange(3000).repeat(4, 1)
+    units = units_of(words, "ngram", seeded(CPU, 1))
+    assert (units.diff(dim=1) >= 0).all()
+    assert (units.diff(dim=1) <= 1).all()
+    sizes = torch.bincount(torch.cat([torch.bincount(line)[:-1] for line in units]))
+    shares = sizes[1:] / sizes.sum()
+    assert shares.tolist() == pytest.approx([6 / 11, 3 / 11, 2 / 11], abs=0.02)
+
+
+def test_an_ngram_holds_whole_words(texts):
+    words = Batch.of(*texts).words
+    units = units_of(words, "ngram", seeded(CPU, 1))
+    assert ((units < 0) == (words < 0)).all()
+    for line, mine in zip(words, units, strict=True):
+        for word in line[line >= 0].unique():
+            assert len(mine[line == word].unique()) == 1
+
+
+@pytest.mark.parametrize("value", [0.0, 0.95, "half"])
+def test_shares_out_of_range_are_refused(value):
+    with pytest.raises(InputError, match=f"mask ratio is {value}; expected a share above 0"):
+        MaskOptions(value)
+    with pytest.raises(InputError, match="mask unit is 'letter'; expected word, piece, ngram"):
+        MaskOptions(unit="letter")

@@ -1,0 +1,46 @@
+"""What losses need of the other processes of a run, so that their number changes no result."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def of_all_rows(mean: Tensor, rows: int) -> Tensor:
+    """A mean over this process's rows as its share of the mean over all processes' rows.
+
+    DistributedDataParallel averages gradients over processes, as if each had as many rows.
+    """
+    count = world_size()
+    if count == 1:
+        return mean
+    total = torch.tensor(float(rows), device=mean.device)
+    dist.all_reduce(total)
+    return mean * (rows * count / total.clamp(min=1.0))
+
+
+def gathered(vectors: Tensor) -> Tensor:
+    """The vectors (n, d) of all processes, in their order; gradients flow to this process's own.
+
+    A loss over them is the same in every process; `of_whole_batch` gives it the gradient that they need.
+    """
+    count = world_size()
+    if count == 1:
+        return vectors
+    parts = [torch.empty_like(vectors) for _ in range(count)]
+    dist.all_gather(parts, vectors.detach().contiguous())
+    parts[dist.get_rank()] = vectors
+    return torch.cat(parts)
+
+
+def of_whole_batch(loss: Tensor) -> Tensor:
+    """A loss that every process computes of all their vectors: its value, with as many times its gradient.
+
+    Each process has the gradient through its own vectors only, and DistributedDataParallel averages them.
+    """
+    count = world_size()
+    return loss if count == 1 else loss.detach() + count * (loss - loss.detach())

@@ -1,0 +1,147 @@
+"""Every family of encoders: embeddings, heads and training are those of transformers' own models."""
+
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedTokenizerFast
+
+from indexes.errors import InputError
+from pretraining import pretrain
+from pretraining.backbones import FAMILIES, Backbone
+from pretraining.base import load_base, load_language_head
+from pretraining.heads import VocabularyHead
+from pretraining.masking import MaskOptions, seeded
+from pretraining.objective import Objective
+from pretraining.tokens import continuations, word_starts
+
+CPU = torch.device("cpu")
+SIZES = {
+    "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
+    "max_position_embeddings": 40, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1,
+    "sep_token_id": 2, "type_vocab_size": 2, "relative_attention": True, "position_biased_input": False,
+    "pos_att_type": ["p2c", "c2p"], "dim": 16, "n_heads": 2, "n_layers": 2, "hidden_dim": 32,
+}  # fmt: skip
+KINDS = {**{kind: {} for kind in FAMILIES}, "deberta-v2 of another head": {"legacy": False}}
+
+
+def config_of(kind, tokenizer, **changes):
+    family = kind.split(" ")[0]
+    known = AutoConfig.for_model(family)
+    sizes = {name: value for name, value in SIZES.items() if hasattr(known, name)}
+    changes = {**KINDS[kind], **changes, "vocab_size": len(tokenizer)}
+    return AutoConfig.for_model(family, **{**sizes, **changes})
+
+
+@pytest.fixture(params=KINDS)
+def folder(request, tokenizer, tmp_path):
+    """A masked-language model of a family, as transformers saves it."""
+    torch.manual_seed(0)
+    model = AutoModelForMaskedLM.from_config(config_of(request.param, tokenizer, initializer_range=0.2))
+    for name, value in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(value)
+    model.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+def base_of(folder, objective):
+    return load_base(str(folder), Objective.parse(objective), MaskOptions(), pooling=None, seed=0).model.eval()
+
+
+def test_embeddings_are_what_the_model_begins_with(folder, batch):
+    parts = base_of(folder, "retromae").parts
+    ids, mask = batch
+    hidden, layers = parts.run(ids, mask, layers=True)
+    plain = parts.module(input_ids=ids, attention_mask=mask).last_hidden_state
+    real = mask.bool()
+    torch.testing.assert_close(hidden[real], plain[real])
+    torch.testing.assert_close(parts.embed(ids)[real], layers[0][real])
+    vectors = parts.words[ids]
+    rows = torch.arange(ids.shape[1])[None].expand_as(ids)
+    if parts.family.types or not parts.has_positions:
+        torch.testing.assert_close(parts.embed_vectors(vectors, rows)[real], layers[0][real])
+    assert len(layers) == 3
+
+
+def test_a_random_token_moves_no_position(folder, batch):
+    """Left to itself RoBERTa counts positions up to the tokens that are no padding."""
+    parts = base_of(folder, "mlm").parts
+    ids = batch[0][:1].clone()
+    mask = torch.ones_like(ids)
+    changed = ids.clone()
+    changed[0, 2] = parts.config.pad_token_id
+    before, after = parts.embed(ids), parts.embed(changed)
+    assert torch.equal(before[0, 3:], after[0, 3:])
+    assert parts.run(changed, mask)[0].isfinite().all()
+
+
+def test_the_head_is_loaded_as_the_model_has_it(folder, batch):
+    model = base_of(folder, "mlm")
+    assert model.untrained_heads == []
+    legacy = {"legacy": model.backbone.config.legacy} if hasattr(model.backbone.config, "legacy") else {}
+    whole = AutoModelForMaskedLM.from_pretrained(folder, **legacy).eval()
+    ids, mask = batch
+    hidden, _ = model.parts.run(ids, mask)
+    with torch.no_grad():
+        ours, theirs = model.head(hidden, model.parts.words), whole(input_ids=ids, attention_mask=mask).logits
+    torch.testing.assert_close(ours[mask.bool()], theirs[mask.bool()], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("objective", ["dupmae", "retromae", "cocondenser", "cotmae", "lexmae"])
+def test_objectives_reach_every_weight(folder, batch, objective):
+    model = base_of(folder, objective)
+    ids, mask = (torch.cat((each, each[:1])) for each in batch)
+    losses = model.loss(ids, mask, generator=seeded(CPU, 0))
+    losses["total"].backward()
+    assert all(value.isfinite() for value in losses.values())
+    without = [
+        name
+        for name, value in model.named_parameters()
+        if value.requires_grad and (value.grad is None or not value.grad.isfinite().all())
+    ]
+    assert without == []
+
+
+def test_what_was_trained_is_loaded_by_sentence_transformers(folder, corpus, tmp_path):
+    options = {"objective": "dupmae", "max_steps": 2, "batch_size": 4, "max_length": 16, "learning_rate": 1e-2}
+    card = pretrain(corpus, tmp_path / "model", base=folder, **options).card
+    assert card["untrained_heads"] == ["decoder_mlm"]
+    vectors = SentenceTransformer(str(tmp_path / "model"), device="cpu").encode(["river stone", "music"])
+    assert vectors.shape == (2, 16)
+    again = base_of(tmp_path / "model", "dupmae")
+    assert again.untrained_heads == []
+
+
+def test_a_model_without_a_head_says_so(folder, tmp_path):
+    model = base_of(folder, "mlm")
+    model.backbone.save_pretrained(tmp_path / "plain")
+    head = VocabularyHead(model.backbone.config)
+    assert not load_language_head(head, tmp_path / "plain", model.backbone.config.model_type)
+
+
+def test_embeddings_of_another_width_are_refused(tokenizer):
+    config = config_of("deberta-v2", tokenizer, embedding_size=8)
+    with pytest.raises(InputError, match="embeddings have 8 dimensions and its layers 16"):
+        Backbone(AutoModelForMaskedLM.from_config(config).deberta)
+
+
+def test_words_begin_where_the_tokenizer_says():
+    specials = {"cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>", "pad_token": "<pad>"}
+    pieces = ["<s>", "</s>", "<mask>", "<pad>", *"abcdefghijklmnopqrstuvwxyz"]
+    vocabulary = {piece: number for number, piece in enumerate([*pieces, "Ġ", "Ġa", "Ġb"])}
+    pairs = Tokenizer(models.BPE(vocabulary, [("Ġ", "a"), ("Ġ", "b")]))
+    pairs.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    scored = [(piece, 0.0 if len(piece) > 1 else -5.0) for piece in [*pieces, "▁", "▁a", "▁b"]]
+    unigram = Tokenizer(models.Unigram(scored, unk_id=0))
+    unigram.pre_tokenizer = pre_tokenizers.Metaspace()
+    for engine in (pairs, unigram):
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=engine, **specials)
+        encoding = engine.encode("abc bc", add_special_tokens=False)
+        continued = continuations(tokenizer)
+        assert encoding.tokens[1:3] == ["b", "c"], encoding.tokens
+        expected = [True, False, False, True, False]
+        assert (~continued[encoding.ids]).tolist() == expected
+        assert word_starts(encoding.ids, encoding.word_ids, continued).tolist() == expected
+        assert not continued[tokenizer.all_special_ids].any()

@@ -1,0 +1,413 @@
+"""Each term equals a slow float64 computation written from its formula, in value and in every gradient."""
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional
+
+from indexes.errors import InputError
+from pretraining.masking import IGNORED, MaskOptions, seeded
+from pretraining.model import PretrainingModel
+from pretraining.objective import PRESETS, Objective
+from pretraining.terms import TERMS
+from pretraining.terms.simcse import nt_xent
+from pretraining.terms.spans import span_contrast
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def pairs(tokenizer):
+    """Four texts in two pairs."""
+    texts = ["river walking stones", "green paper musics of water", "stone", "houses trains at night river"]
+    encoded = tokenizer(texts, padding=True, return_tensors="pt")
+    return encoded["input_ids"], encoded["attention_mask"]
+
+
+def encode(model, ids, mask, *, layers=False):
+    output = model.backbone(input_ids=ids, attention_mask=mask, output_hidden_states=layers)
+    return output.hidden_states if layers else output.last_hidden_state
+
+
+def dense_logits(model, rows):
+    return model.head.transform(rows) @ model.parts.words.T + model.head.bias
+
+
+def mean_loss(model, rows, labels):
+    """Mean over labelled positions of -log softmax, one position after the other."""
+    losses = []
+    for text, place in (labels != IGNORED).nonzero().tolist():
+        losses.append(-dense_logits(model, rows[text, place]).log_softmax(-1)[labels[text, place]])
+    return torch.stack(losses).mean()
+
+
+def vectors_of(model, hidden, mask):
+    if model.pooling == "cls":
+        return hidden[:, 0]
+    return torch.stack([line[: int(real.sum())].mean(0) for line, real in zip(hidden, mask, strict=True)])
+
+
+def plain_layers(decoder, first, rest, mask):
+    """Each text alone, without its padding, through layers that see everything."""
+    out = []
+    for text in range(len(mask)):
+        length = int(mask[text].sum())
+        states = torch.cat((first[text, None], rest[text, 1:length]))[None]
+        for layer in decoder:
+            states = layer(states)
+        out.append(functional.pad(states[0], (0, 0, 0, mask.shape[1] - length)))
+    return torch.stack(out)
+
+
+def text_words(batch, text):
+    return batch.ids[text, 1 : int(batch.attention_mask[text].sum()) - 1]
+
+
+def encoder_mlm(model, drawn):
+    hidden = encode(model, drawn.masks.masked_ids, drawn.batch.attention_mask)
+    return mean_loss(model, hidden, drawn.masks.labels)
+
+
+def bag_of_words_cls(model, drawn):
+    mask = drawn.batch.attention_mask
+    hidden = encode(model, drawn.masks.masked_ids, mask)
+    losses = []
+    for text in range(len(mask)):
+        rows = hidden[text, :1] if model.pooling == "cls" else hidden[text, : int(mask[text].sum())]
+        logits = dense_logits(model, rows).mean(0).log_softmax(-1)
+        wanted = [word for word in text_words(drawn.batch, text).unique().tolist() if not model.special[word]]
+        losses.append(-torch.stack([logits[word] for word in wanted]).mean() if wanted else logits.sum() * 0)
+    return torch.stack(losses).mean()
+
+
+def bag_of_words(model, drawn):
+    paper = model.terms["bag_of_words"].variant == "paper"
+    mask = drawn.batch.attention_mask
+    hidden = encode(model, drawn.masks.masked_ids, mask)
+    losses = []
+    for text in range(len(mask)):
+        end = int(mask[text].sum())
+        if paper:
+            kept = [place for place in range(1, end - 1) if drawn.masks.labels[text, place] == IGNORED] or [0]
+            logits = (hidden[text, kept] @ model.parts.words.T).max(0).values.log_softmax(-1)
+        else:
+            logits = dense_logits(model, hidden[text, 1:end]).max(0).values.log_softmax(-1)
+        words = text_words(drawn.batch, text)
+        loss = -logits[words.unique()].sum()
+        losses.append(loss if paper else loss / len(words))
+    return torch.stack(losses).mean()
+
+
+def condenser_mlm(model, drawn):
+    term, mask = model.terms["condenser_mlm"], drawn.batch.attention_mask
+    layers = encode(model, drawn.masks.masked_ids, mask, layers=True)
+    vectors = vectors_of(model, layers[-1], mask)
+    states = plain_layers(term.decoder, vectors, layers[term.skip_from], mask)
+    return mean_loss(model, states, drawn.masks.labels)
+
+
+def span_contrast_loss(model, drawn):
+    mask = drawn.batch.attention_mask
+    vectors = vectors_of(model, encode(model, drawn.masks.masked_ids, mask), mask)
+    losses = []
+    for one in range(len(vectors)):
+        others = [other for other in range(len(vectors)) if other != one]
+        scores = torch.stack([vectors[one] @ vectors[other] for other in others]).log_softmax(0)
+        losses.append(-scores[others.index(one ^ 1)])
+    return torch.stack(losses).mean()
+
+
+def span_decoder(model, drawn):
+    term, mask, masks = model.terms["span_decoder"], drawn.batch.attention_mask, drawn.terms["span_decoder"]
+    vectors = vectors_of(model, encode(model, drawn.masks.masked_ids, mask), mask)
+    embedded = model.backbone.embeddings(input_ids=masks.masked_ids)
+    states = plain_layers(term.decoder, vectors[[1, 0, 3, 2]], embedded, mask)
+    return mean_loss(model, states, masks.labels)
+
+
+def lexicon_bottleneck(model, drawn):
+    term, mask, masks = model.terms["lexicon_bottleneck"], drawn.batch.attention_mask, drawn.terms["lexicon_bottleneck"]
+    hidden = encode(model, drawn.masks.masked_ids, mask)
+    fixed = model.parts.words.detach()
+    mixtures = []
+    for text in range(len(mask)):
+        logits = dense_logits(model, hidden[text, 1 : int(mask[text].sum()) - 1]).max(0).values
+        mixtures.append(sum(share * word for share, word in zip(logits.softmax(0), fixed, strict=True)))
+    embedded = model.backbone.embeddings(input_ids=masks.masked_ids)
+    states = plain_layers(term.decoder, torch.stack(mixtures), embedded, mask)
+    losses = []
+    for text, place in (masks.labels != IGNORED).nonzero().tolist():
+        row = term.transform(states[text, place]) @ model.parts.words.T + model.head.bias
+        losses.append(-row.log_softmax(-1)[masks.labels[text, place]])
+    return torch.stack(losses).mean()
+
+
+def dropout_contrast(model, drawn):
+    batch = drawn.batch
+    both = [vectors_of(model, encode(model, batch.ids, batch.attention_mask), batch.attention_mask) for _ in range(2)]
+    vectors = [vector / vector.norm() for vector in torch.cat(both)]
+    losses = []
+    for one, vector in enumerate(vectors):
+        others = [other for other in range(len(vectors)) if other != one]
+        scores = (
+            torch.stack([vector @ vectors[other] for other in others]) / model.terms["dropout_contrast"].temperature
+        )
+        losses.append(-scores.log_softmax(0)[others.index((one + len(both[0])) % len(vectors))])
+    return torch.stack(losses).mean()
+
+
+ORACLES = {
+    "encoder_mlm": encoder_mlm,
+    "bag_of_words_cls": bag_of_words_cls,
+    "bag_of_words": bag_of_words,
+    "condenser_mlm": condenser_mlm,
+    "span_contrast": span_contrast_loss,
+    "span_decoder": span_decoder,
+    "lexicon_bottleneck": lexicon_bottleneck,
+    "dropout_contrast": dropout_contrast,
+}
+
+
+def test_every_term_has_an_oracle_here_or_in_the_authors_code():
+    assert {*ORACLES, "decoder_mlm"} == set(TERMS)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [*((name, {}) for name in ORACLES), ("bag_of_words", {"variant": "paper"}), ("condenser_mlm", {"skip_from": 1})],
+)
+def test_a_term_is_its_formula(make_model, pairs, name, options, pooling):
+    model = make_model({name: {"weight": 1.0, **options}}, pooling=pooling, num_hidden_layers=2).double()
+    drawn = model.sample(*pairs, generator=seeded(CPU, 3))
+    losses = model(drawn)
+    losses["total"].backward()
+    ours = {key: value.grad.clone() for key, value in model.named_parameters() if value.grad is not None}
+    model.zero_grad()
+    expected = ORACLES[name](model, drawn)
+    expected.backward()
+    assert losses[name].item() == pytest.approx(expected.item(), rel=1e-6)
+    for key, value in model.named_parameters():
+        theirs = torch.zeros_like(value) if value.grad is None else value.grad
+        mine = ours.get(key, torch.zeros_like(value))
+        torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-8, msg=lambda text, key=key: f"{key}: {text}")
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_presets_learn(make_model, pairs, name):
+    torch.manual_seed(0)
+    model = make_model(name, num_hidden_layers=2, hidden_dropout_prob=0.05)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    values = []
+    for step in range(40):
+        loss = model.loss(*pairs, generator=seeded(CPU, step))["total"]
+        values.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert sum(values[-5:]) < 0.7 * sum(values[:5])
+
+
+def test_what_a_term_draws_does_not_depend_on_the_others(make_model, pairs):
+    alone = make_model({"span_decoder": 1.0}).sample(*pairs, generator=seeded(CPU, 1))
+    mixed = make_model({"decoder_mlm": 1.0, "span_decoder": 1.0}).sample(*pairs, generator=seeded(CPU, 1))
+    assert torch.equal(alone.masks.masked_ids, mixed.masks.masked_ids)
+    assert torch.equal(alone.terms["span_decoder"].masked_ids, mixed.terms["span_decoder"].masked_ids)
+    assert not torch.equal(alone.terms["span_decoder"].labels, alone.masks.labels)
+
+
+def test_lexmaes_decoder_guesses_all_that_the_encoder_does_and_more(make_model, pairs):
+    model = make_model({"lexicon_bottleneck": {"ratio": 0.8}}, masks=MaskOptions(0.2))
+    drawn = model.sample(*pairs, generator=seeded(CPU, 1))
+    for seed in range(5):
+        drawn = model.sample(*pairs, generator=seeded(CPU, seed))
+        encoder, decoder = (one.labels != IGNORED for one in (drawn.masks, drawn.terms["lexicon_bottleneck"]))
+        assert (decoder | ~encoder).all()
+        assert decoder.sum() > encoder.sum()
+
+
+def test_a_row_sees_no_piece_of_its_own_word_if_that_is_asked(make_model, batch):
+    leaks = []
+    for hide_word in (False, True):
+        model = make_model({"decoder_mlm": {"hide_word": hide_word, "ratio": 0.1}})
+        drawn = model.sample(*batch, generator=seeded(CPU, 1))
+        rows, words = drawn.terms["decoder_mlm"], drawn.batch.words
+        own = words.gather(1, rows.rows)[..., None] == words[:, None]  # (b, r, t)
+        leaks.append(int((rows.visible & own & rows.real[..., None] & (words[:, None] >= 0)).sum()))
+    assert leaks[0] > 0
+    assert leaks[1] == 0
+
+
+def test_spans_come_in_pairs(make_model, pairs):
+    model = make_model("cocondenser")
+    with pytest.raises(InputError, match="a batch has 3 texts; its terms need spans in pairs"):
+        model.loss(pairs[0][:3], pairs[1][:3], generator=seeded(CPU, 1))
+
+
+def test_equal_vectors_are_told_apart_by_chance():
+    same = torch.ones(6, 4)
+    assert span_contrast(same).item() == pytest.approx(math.log(5))
+    assert nt_xent(same, same, 0.1).item() == pytest.approx(math.log(11))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("best", "objective is 'best'; expected mlm, bowdpr, retromae"),
+        ({}, "objective has no term"),
+        ({"mlm": 1.0}, "objective has 'mlm'; expected terms among encoder_mlm"),
+        ({"encoder_mlm": 0.0}, "weight of encoder_mlm is 0.0; expected a number above 0"),
+        ({"encoder_mlm": "much"}, "encoder_mlm is 'much'; expected a weight"),
+        ({"encoder_mlm": {"variant": "x"}}, "encoder_mlm has no option 'variant'; it has none"),
+        ({"bag_of_words": {"kind": "x"}}, "bag_of_words has no option 'kind'; it has variant"),
+        ({"encoder_mlm": {"schedule": "cosine"}}, "a schedule or an end_weight, not both"),
+        ({"encoder_mlm": {"schedule": "zigzag", "end_weight": 1.0}}, "schedule of encoder_mlm is 'zigzag'"),
+        ("encoder_mlm=1,decoder_mlm", "'decoder_mlm'; expected TERM=WEIGHT"),
+    ],
+)
+def test_objectives_that_make_no_sense_are_refused(given, message):
+    with pytest.raises(InputError, match=message):
+        Objective.parse(given)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"bag_of_words": {"variant": "x"}}, "variant is 'x'; expected code or paper"),
+        ({"decoder_mlm": {"query": "x"}}, "query is 'x'; expected raw or embedded"),
+        ({"decoder_mlm": {"ratio": 0.95}}, "ratio is 0.95; expected a share above 0 and at most 0.9"),
+        ({"decoder_mlm": {"pool": 0}}, "pool is 0; expected at least 1 mask"),
+        ({"condenser_mlm": {"skip_from": 3}}, "skip_from is 3; expected 1 to 1"),
+        ({"condenser_mlm": {"layers": 0}}, "layers is 0; expected 1 to 12"),
+        ({"dropout_contrast": {"temperature": 0}}, "temperature is 0; expected above 0"),
+    ],
+)
+def test_options_out_of_range_are_refused(make_model, given, message):
+    with pytest.raises(InputError, match=message):
+        make_model(given)
+
+
+def test_objectives_may_be_written_in_one_line(make_model):
+    written = Objective.parse("encoder_mlm=1, bag_of_words_cls=0.5")
+    assert written == Objective.parse({"encoder_mlm": 1.0, "bag_of_words_cls": {"weight": 0.5}})
+    assert Objective.parse(written) is written
+    assert written.record() == {"encoder_mlm": {"weight": 1.0}, "bag_of_words_cls": {"weight": 0.5}}
+    with pytest.raises(InputError, match="row_fraction is an option of decoder_mlm, which the objective has not"):
+        written.with_option("decoder_mlm", "row_fraction", 0.5)
+
+
+@pytest.mark.parametrize(("schedule", "middle"), [("linear", 0.775), ("cosine", 1 - 0.9 * (1 - 2**-0.5) / 2)])
+def test_weights_follow_their_schedule(make_model, pairs, schedule, middle):
+    term = {"weight": 1.0, "end_weight": 0.1, "schedule": schedule}
+    model = make_model({"encoder_mlm": term, "bag_of_words_cls": 0.5}).eval()
+    drawn = model.sample(*pairs, generator=seeded(CPU, 1))
+    for progress, weight in ((0.0, 1.0), (0.25, middle), (1.0, 0.1)):
+        model.progress = progress
+        losses = model(drawn)
+        total = weight * losses["encoder_mlm"] + 0.5 * losses["bag_of_words_cls"]
+        assert losses["total"].item() == pytest.approx(total.item(), rel=1e-6)
+
+
+def test_gradient_norms_are_those_of_each_term_alone(make_model, pairs):
+    model = make_model({"encoder_mlm": 1.0, "condenser_mlm": 2.0, "span_contrast": 0.5}, num_hidden_layers=2)
+    drawn = model.sample(*pairs, generator=seeded(CPU, 1))
+    model(drawn)["total"].backward()
+    together = {name: value.item() for name, value in model.gradient_norms.items()}
+    for name, term in model.objective.terms.items():
+        view = model.view(drawn)
+        hidden, layers = view._pass
+        value = term.weight * model.terms[name](view, drawn.terms[name])
+        asked = [hidden, *layers[:-1]]
+        gradients = [one for one in torch.autograd.grad(value, asked, allow_unused=True)[:2] if one is not None]
+        if name == "condenser_mlm":
+            direct = torch.autograd.grad(
+                term.weight * model.terms[name](view.observed(lambda _: None), None), hidden, retain_graph=True
+            )
+            assert together[name] > direct[0].norm().item()
+        else:
+            assert together[name] == pytest.approx(gradients[0].norm().item(), rel=1e-5)
+
+
+def test_a_shared_backbone_is_trained_and_keeps_its_identity(make_model, tokenizer, batch):
+    backbone = make_model().backbone
+    model = PretrainingModel(backbone, tokenizer, "dupmae")
+    assert model.backbone is backbone
+    starts = torch.ones_like(batch[0], dtype=torch.bool)
+    model.loss(*batch, starts, generator=seeded(CPU, 0, 0, 0, 0))["total"].backward()
+    assert backbone.embeddings.word_embeddings.weight.grad.norm() > 0
+    addresses = [value.data_ptr() for value in model.state_dict().values()]
+    assert len(addresses) == len(set(addresses))  # nothing is stored twice
+
+
+TWO_PROCESSES = """
+import os, sys
+from datetime import timedelta
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from transformers import BertConfig, BertModel
+
+sys.path.insert(0, os.environ["ROOT"])
+from pretraining.masking import Batch, Masks
+from pretraining.model import Drawn, PretrainingModel
+from pretraining.terms.retromae import DecoderRows
+
+torch.set_num_threads(1)
+folder, rank, world = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+given = torch.load(folder + "/given.pt", weights_only=False)
+config = BertConfig(**given["config"])
+model = PretrainingModel(BertModel(config, add_pooling_layer=False), given["tokenizer"], given["objective"])
+model.load_state_dict(given["state"])
+model.eval()
+drawn = given["drawn"]
+if world > 1:
+    store = dist.FileStore(folder + "/store", world)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=60))
+    half = slice(2 * rank, 2 * rank + 2)
+
+    def cut(one):
+        return type(one)(*(value[half] for value in vars(one).values()))
+
+    terms = {name: None if one is None else cut(one) for name, one in drawn.terms.items()}
+    drawn = Drawn(cut(drawn.batch), cut(drawn.masks), terms)
+trained = DistributedDataParallel(model) if world > 1 else model
+losses = trained(drawn)
+losses["total"].backward()
+result = {"gradients": {name: value.grad for name, value in model.named_parameters()}}
+torch.save({**result, "span_contrast": losses["span_contrast"].item()}, f"{folder}/{world}-{rank}.pt")
+if world > 1:
+    dist.destroy_process_group()
+"""
+
+
+def test_two_processes_compute_what_one_does(make_model, tokenizer, pairs, tmp_path):
+    """Their texts differ in length and in how much of them is masked."""
+    objective = {name: 1.0 for name in TERMS if name != "bag_of_words"}
+    model = make_model(objective).eval()
+    drawn = model.sample(*pairs, generator=seeded(CPU, 1))
+    counts = (drawn.masks.labels != IGNORED).sum(1)
+    assert counts[:2].sum() != counts[2:].sum()
+    given = {"config": model.backbone.config.to_dict(), "tokenizer": tokenizer, "objective": objective}
+    torch.save({**given, "state": model.state_dict(), "drawn": drawn}, tmp_path / "given.pt")
+    environment = {**os.environ, "ROOT": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", TWO_PROCESSES, str(tmp_path), str(rank), str(world)],
+            env=environment,
+            stderr=subprocess.PIPE,
+        )
+        for rank, world in ((0, 1), (0, 2), (1, 2))
+    ]
+    for process in running:
+        _, said = process.communicate(timeout=100)
+        assert process.returncode == 0, said.decode()[-2000:]
+    alone, *both = (torch.load(tmp_path / name, weights_only=False) for name in ("1-0.pt", "2-0.pt", "2-1.pt"))
+    for one in both:
+        assert one["span_contrast"] == pytest.approx(alone["span_contrast"], rel=1e-5)
+        for name, value in alone["gradients"].items():
+            torch.testing.assert_close(one["gradients"][name], value, rtol=1e-4, atol=1e-6, msg=name)
