@@ -51,7 +51,8 @@ lint: install
 	$(BIN)/mypy
 
 bench: install
-	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python -m benchmarks.encoding.throughput
+	$(BIN)/python -m benchmarks.pretraining.throughput
 
 clean:
 	rm -rf .venv .venv-gpu .venv-databases retrokit-demo build *.egg-info
