@@ -1,6 +1,6 @@
 """One side of the throughput benchmark, in a process of its own: training steps from token ids to the optimiser.
 
-Prints one JSON object: samples a second of each step, and the peak of memory. It runs under the interpreter of the side.
+Prints one JSON object: samples a second of each step, and the peak of memory. The side's own interpreter runs it.
 """
 
 import json
@@ -32,8 +32,8 @@ def transformers_mlm(folder: str) -> tuple[Step, Any]:
 
 def pretense(name: str, folder: str) -> tuple[Step, Any]:
     """Pretense's model under its collator, which is spared the tokenizing."""
-    from pretense import MAECollator, MethodConfig, create_pretraining_model
-    from transformers import AutoTokenizer
+    from pretense import MAECollator, create_pretraining_model
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
 
     class OfIds(MAECollator):
         def _tokenize(self, texts: list[str], *, add_special_tokens: bool = True) -> dict[str, torch.Tensor]:
@@ -42,7 +42,7 @@ def pretense(name: str, folder: str) -> tuple[Step, Any]:
             special[:, [0, -1]] = 1
             return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "special_tokens_mask": special}
 
-    model = create_pretraining_model(folder, MethodConfig(name)).train()
+    model = create_pretraining_model(name, AutoModelForMaskedLM.from_pretrained(folder)).train()
     collate = OfIds(AutoTokenizer.from_pretrained(folder), TOKENS, include_bow=name == "dupmae")
 
     def loss(rows: list[Any]) -> torch.Tensor:
@@ -59,8 +59,9 @@ def retrokit(name: str, folder: str) -> tuple[Step, Any]:
     from pretraining.base import load_base
     from pretraining.tokens import Collator
 
-    fraction = {"decoder_mlm": {"query": "embedded", "row_fraction": 0.5}} if name == "dupmae, half of the rows" else {}
-    objective = Objective.parse({"encoder_mlm": 1, "bag_of_words": 0.1, **fraction} if fraction else name)
+    objective = Objective.parse(name.removeprefix("half "))
+    if name.startswith("half "):
+        objective = objective.with_option("decoder_mlm", "row_fraction", 0.5)
     base = load_base(folder, objective, MaskOptions(), pooling=None, seed=0)
     model, collate = base.model.train(), Collator(base.tokenizer)
     cpu, count = torch.device("cpu"), iter(range(1000))

@@ -1,7 +1,7 @@
 """Training steps a second, from token ids to the optimiser, beside transformers' masked LM and pretense's objectives.
 
-A random BERT of 6 layers and 384 dimensions, 16 texts of 128 tokens, float32. Each side runs in a process of its own, the
-sides taking turns. pretense needs an environment of its own (its requirements do not resolve with ours):
+A random BERT of 6 layers and 384 dimensions, 16 texts of 128 tokens, float32. Each side runs in a process of its own;
+the sides take turns. pretense needs an environment of its own (its requirements do not resolve with ours):
 
     python -m venv peer && peer/bin/pip install torch==2.13.0 && peer/bin/pip install pretense==0.1.1
     python -m benchmarks.pretraining.throughput --pretense peer/bin/python
