@@ -24,8 +24,8 @@ def pretrain(
     objective: Annotated[
         str,
         typer.Option(
-            help="mlm, bowdpr, retromae, dupmae, condenser, cocondenser, cotmae, lexmae, simcse; terms and weights "
-            "such as encoder_mlm=1,bag_of_words_cls=0.5; or a YAML file of terms, weights and options."
+            help="mlm, bowdpr, retromae, dupmae, condenser, cocondenser, cotmae, lexmae, simcse, contriever; terms and "
+            "weights such as encoder_mlm=1,bag_of_words_cls=0.5; or a YAML file of terms, weights and options."
         ),
     ] = "dupmae",
     max_steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 10_000,

@@ -128,7 +128,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         exact = torch.promote_types(hidden.dtype, torch.float32)
         hidden, lowered = hidden.to(low), weight.to(low)
         total = torch.zeros((), dtype=exact, device=hidden.device)
-        gradients = (torch.empty_like(hidden), torch.zeros_like(lowered), torch.zeros_like(bias)) if needed else ()
+        gradients: tuple[Tensor, ...] = ()
+        if needed:
+            gradients = (torch.empty_like(hidden), torch.zeros_like(lowered), torch.zeros_like(bias))
         # One block of memory for all: a new one each time would cost the system as much as the sums in it.
         space = torch.empty(min(step, rows), len(weight), dtype=exact, device=hidden.device)
         for start in range(0, rows, step):

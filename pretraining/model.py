@@ -53,7 +53,7 @@ class PretrainingModel(nn.Module):
         untrained_heads: Names of the heads that hold random numbers; a caller that loads one takes its name out.
         progress: The share of training that is done, which schedules of weights follow.
         gradient_norms: After a backward pass, by term: the norm of what it sent to the encoder's outputs, after its
-            weight.
+            weight. Terms with passes of their own have none.
 
     Raises:
         InputError: The backbone is of no known family, or tokenizer and backbone do not belong together.
@@ -84,7 +84,8 @@ class PretrainingModel(nn.Module):
             {name: TERMS[name](self.parts, **term.options) for name, term in self.objective.terms.items()}
         )
         self.head = VocabularyHead(backbone.config) if any(term.uses_head for term in self._terms()) else None
-        self.untrained_heads = [*(["head"] if self.head else []), *self.own_heads]
+        own = [name for name in self.own_heads if TERMS[name].starts_untrained]
+        self.untrained_heads = [*(["head"] if self.head else []), *own]
         self.vocabulary = Vocabulary(tokenizer.mask_token_id, len(continued))
         self.progress = 0.0
         self.gradient_norms: dict[str, Tensor] = {}

@@ -172,8 +172,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "cotmae": {**_MLM, "span_decoder": 1.0},
     "lexmae": {**_MLM, "lexicon_bottleneck": 1.0},
     "simcse": {"dropout_contrast": 1.0},
+    "contriever": {"crop_contrast": 1.0},
 }
 """The authors' code, as far as it is a matter of terms and weights: RetroMAE (arXiv 2205.12035), DupMAE (2305.02564;
 its paper weighs the bag of words 1), BowDPR (2401.11248), Condenser (2104.08253) with late MLM, coCondenser
-(2108.05540), CoT-MAE (2208.07670), LexMAE (2208.14754), SimCSE (2104.08821)."""
+(2108.05540), CoT-MAE (2208.07670), LexMAE (2208.14754), SimCSE (2104.08821), Contriever (2112.09118; pool by mean)."""
 NAMES = ", ".join(PRESETS)

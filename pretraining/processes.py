@@ -10,6 +10,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def rank() -> int:
+    """The number of this process among them, from 0."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
 def of_all_rows(mean: Tensor, rows: int) -> Tensor:
     """A mean over this process's rows as its share of the mean over all processes' rows.
 
@@ -33,7 +38,7 @@ def gathered(vectors: Tensor) -> Tensor:
         return vectors
     parts = [torch.empty_like(vectors) for _ in range(count)]
     dist.all_gather(parts, vectors.detach().contiguous())
-    parts[dist.get_rank()] = vectors
+    parts[rank()] = vectors
     return torch.cat(parts)
 
 

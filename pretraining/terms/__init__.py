@@ -2,6 +2,7 @@
 
 from pretraining.terms.bag_of_words import BagOfWords, ClsBagOfWords
 from pretraining.terms.condenser import Condenser
+from pretraining.terms.crops import CropContrast
 from pretraining.terms.lexmae import LexiconBottleneck
 from pretraining.terms.masked_lm import EncoderMLM
 from pretraining.terms.retromae import DecoderMLM
@@ -19,4 +20,5 @@ TERMS: dict[str, type[Term]] = {
     "span_decoder": SpanDecoder,
     "lexicon_bottleneck": LexiconBottleneck,
     "dropout_contrast": DropoutContrast,
+    "crop_contrast": CropContrast,
 }

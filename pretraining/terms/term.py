@@ -22,13 +22,13 @@ class Term(nn.Module):
         uses_head: Whether it uses the shared vocabulary head.
         uses_layers: Whether it uses layers before the last.
         uses_pairs: Whether it needs two spans of one document beside each other: rows 2i and 2i + 1.
-        warning: What a user of it should know; empty if nothing.
+        starts_untrained: Whether its own parameters, if there are any, are random numbers at first.
     """
 
     uses_head: bool = True
     uses_layers: ClassVar[bool] = False
     uses_pairs: ClassVar[bool] = False
-    warning: ClassVar[str] = ""
+    starts_untrained: ClassVar[bool] = True
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()

@@ -1,5 +1,6 @@
 """Each term equals a slow float64 computation written from its formula, in value and in every gradient."""
 
+import copy
 import math
 import os
 import subprocess
@@ -11,10 +12,11 @@ import torch
 from torch.nn import functional
 
 from indexes.errors import InputError
-from pretraining.masking import IGNORED, MaskOptions, seeded
+from pretraining.masking import IGNORED, Batch, MaskOptions, seeded
 from pretraining.model import PretrainingModel
 from pretraining.objective import PRESETS, Objective
 from pretraining.terms import TERMS
+from pretraining.terms.crops import crop
 from pretraining.terms.simcse import nt_xent
 from pretraining.terms.spans import span_contrast
 
@@ -174,7 +176,7 @@ ORACLES = {
 
 
 def test_every_term_has_an_oracle_here_or_in_the_authors_code():
-    assert {*ORACLES, "decoder_mlm"} == set(TERMS)
+    assert {*ORACLES, "decoder_mlm", "crop_contrast"} == set(TERMS)
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
@@ -231,6 +233,60 @@ def test_lexmaes_decoder_guesses_all_that_the_encoder_does_and_more(make_model, 
         assert decoder.sum() > encoder.sum()
 
 
+def test_crops_are_told_from_others_and_from_earlier_ones(make_model, pairs):
+    options = {"momentum": 0.75, "queue": 6, "temperature": 0.5}
+    model = make_model({"crop_contrast": options}, pooling="mean").double().train()
+    term, slow = model.terms["crop_contrast"], copy.deepcopy(model.terms["crop_contrast"].slow)
+    assert model.untrained_heads == []
+    waiting = []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for step in range(4):
+        drawn = model.sample(*pairs, generator=seeded(CPU, step))
+        loss = model(drawn)["total"]
+        for mine, theirs in zip(slow.parameters(), model.backbone.parameters(), strict=True):
+            mine.data = 0.75 * mine + 0.25 * theirs.detach()
+        one, other = drawn.terms["crop_contrast"]
+        queries = vectors_of(model, encode(model, *one), one.attention_mask)
+        keys = vectors_of(model, slow(other.ids, other.attention_mask).last_hidden_state.detach(), other.attention_mask)
+        negatives = torch.stack([*keys, *waiting[-6:]])
+        scores = (queries @ negatives.T / 0.5).log_softmax(1)
+        expected = -torch.stack([scores[text, text] for text in range(len(queries))]).mean()
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-9)
+        waiting += list(keys)
+        held, expected_rows = (torch.stack(list(rows)) for rows in (term.waiting[: len(waiting)], waiting[-6:]))
+        torch.testing.assert_close(held.sort(0).values, expected_rows.sort(0).values)
+        gradients = torch.autograd.grad(expected, list(model.backbone.parameters()), allow_unused=True)
+        optimizer.zero_grad()
+        loss.backward()
+        for value, gradient in zip(model.backbone.parameters(), gradients, strict=True):
+            if gradient is not None:
+                torch.testing.assert_close(value.grad, gradient)
+        optimizer.step()
+    kept = term.waiting.clone()
+    model.eval()
+    model(model.sample(*pairs, generator=seeded(CPU, 9)))
+    assert torch.equal(kept, term.waiting), "measuring changes nothing"
+
+
+def test_a_crop_is_a_run_of_which_some_tokens_are_left_out():
+    ids = torch.arange(64).repeat(200, 1)
+    attention = torch.ones_like(ids)
+    attention[100:, 40:] = 0
+    batch = Batch.of(ids, attention, torch.ones_like(ids, dtype=torch.bool))
+    found = crop(batch, (0.1, 0.5), 0.0, seeded(CPU, 1))
+    for text, (line, mask) in enumerate(zip(found.ids, found.attention_mask, strict=True)):
+        tokens = line[mask.bool()].tolist()
+        length = 62 if text < 100 else 38
+        assert (tokens[0], tokens[-1]) == (0, length + 1)
+        assert tokens[1:-1] == list(range(tokens[1], tokens[-2] + 1))
+        assert int(0.1 * length) <= len(tokens) - 2 <= 0.5 * length
+    thinned = crop(batch, (1.0, 1.0), 0.25, seeded(CPU, 1))
+    counts = thinned.attention_mask.sum(1) - 2
+    assert counts[:100].float().mean().item() == pytest.approx(62 * 0.75, rel=0.05)
+    nothing_left = crop(batch, (0.05, 0.1), 1 - 1e-9, seeded(CPU, 2))
+    assert (nothing_left.attention_mask.sum(1) == 3).all()
+
+
 def test_a_row_sees_no_piece_of_its_own_word_if_that_is_asked(make_model, batch):
     leaks = []
     for hide_word in (False, True):
@@ -285,6 +341,10 @@ def test_objectives_that_make_no_sense_are_refused(given, message):
         ({"condenser_mlm": {"skip_from": 3}}, "skip_from is 3; expected 1 to 1"),
         ({"condenser_mlm": {"layers": 0}}, "layers is 0; expected 1 to 12"),
         ({"dropout_contrast": {"temperature": 0}}, "temperature is 0; expected above 0"),
+        ({"crop_contrast": {"momentum": 1}}, "momentum is 1; expected at least 0 and below 1"),
+        ({"crop_contrast": {"queue": 0}}, "queue is 0; expected at least 1"),
+        ({"crop_contrast": {"shortest": 0.6}}, "shortest is 0.6; expected a share above 0 and at most 0.5"),
+        ({"crop_contrast": {"deleted": 1.0}}, "deleted is 1.0; expected at least 0 and below 1"),
     ],
 )
 def test_options_out_of_range_are_refused(make_model, given, message):
@@ -363,7 +423,7 @@ given = torch.load(folder + "/given.pt", weights_only=False)
 config = BertConfig(**given["config"])
 model = PretrainingModel(BertModel(config, add_pooling_layer=False), given["tokenizer"], given["objective"])
 model.load_state_dict(given["state"])
-model.eval()
+model.double().eval()
 drawn = given["drawn"]
 if world > 1:
     store = dist.FileStore(folder + "/store", world)
@@ -371,7 +431,10 @@ if world > 1:
     half = slice(2 * rank, 2 * rank + 2)
 
     def cut(one):
-        return type(one)(*(value[half] for value in vars(one).values()))
+        if isinstance(one, tuple) and not hasattr(one, "_fields"):
+            return tuple(map(cut, one))
+        values = one if isinstance(one, tuple) else vars(one).values()
+        return type(one)(*(value[half] for value in values))
 
     terms = {name: None if one is None else cut(one) for name, one in drawn.terms.items()}
     drawn = Drawn(cut(drawn.batch), cut(drawn.masks), terms)
@@ -387,7 +450,7 @@ if world > 1:
 
 def test_two_processes_compute_what_one_does(make_model, tokenizer, pairs, tmp_path):
     """Their texts differ in length and in how much of them is masked."""
-    objective = {name: 1.0 for name in TERMS if name != "bag_of_words"}
+    objective = dict.fromkeys(TERMS, 1.0) | {"crop_contrast": {"momentum": 0.5}}
     model = make_model(objective).eval()
     drawn = model.sample(*pairs, generator=seeded(CPU, 1))
     counts = (drawn.masks.labels != IGNORED).sum(1)
@@ -410,4 +473,4 @@ def test_two_processes_compute_what_one_does(make_model, tokenizer, pairs, tmp_p
     for one in both:
         assert one["span_contrast"] == pytest.approx(alone["span_contrast"], rel=1e-5)
         for name, value in alone["gradients"].items():
-            torch.testing.assert_close(one["gradients"][name], value, rtol=1e-4, atol=1e-6, msg=name)
+            torch.testing.assert_close(one["gradients"][name], value, rtol=1e-7, atol=1e-9, msg=name)
