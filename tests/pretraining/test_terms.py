@@ -473,4 +473,4 @@ def test_two_processes_compute_what_one_does(make_model, tokenizer, pairs, tmp_p
     for one in both:
         assert one["span_contrast"] == pytest.approx(alone["span_contrast"], rel=1e-5)
         for name, value in alone["gradients"].items():
-            torch.testing.assert_close(one["gradients"][name], value, rtol=1e-7, atol=1e-9, msg=name)
+            torch.testing.assert_close(one["gradients"][name], value, rtol=1e-6, atol=1e-7, msg=name)
