@@ -26,8 +26,8 @@ class AdaptConfig:
 
     Attributes:
         encoder: The model to adapt: a folder, the packaged model's name, or one of the model hub.
-        samplers: How pairs are made of documents (`title`, `lead`, `sentence`, `span`); None: all four, or none of them
-            where a file of pairs is given.
+        samplers: How pairs are made of documents (`title`, `lead`, `sentence`, `span`; `words`: PROP's word sets);
+            None: the first four, or none of them where a file of pairs is given.
         objective: A pretraining objective beside the contrastive loss, such as `dupmae`, weights of terms, or None.
         objective_weight: Its weight; the contrastive loss has 1.
         objective_texts: How many documents of each batch it reads.

@@ -97,7 +97,9 @@ def adapt(
     ] = None,
     sampler: Annotated[
         list[str] | None,
-        typer.Option(help="How to make pairs: title, lead, sentence, span; repeat  [default: all, none with --pairs]"),
+        typer.Option(
+            help="How to make pairs: title, lead, sentence, span, words; repeat  [default: the first four, none with --pairs]"
+        ),
     ] = None,
     objective: Annotated[
         str | None, typer.Option(help="A pretraining objective beside the contrastive loss, such as dupmae.")

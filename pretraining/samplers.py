@@ -3,7 +3,9 @@
 import hashlib
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+
+import numpy as np
 
 from indexes.errors import InputError
 from retrieval.documents import Document
@@ -58,23 +60,43 @@ SAMPLERS: dict[str, Sampler] = {
 }
 
 
-def sample_pairs(documents: Iterable[Document], samplers: Sequence[str], seed: int) -> Iterator[Pair]:
+WORDS = "words"
+"""The sampler that needs the whole collection: a set of words that represent the document asks for it (PROP)."""
+
+
+def sample_pairs(documents: Collection[Document], samplers: Sequence[str], seed: int) -> Iterator[Pair]:
     """Make pairs: every sampler once for each document that is long enough for it.
 
-    What is drawn from a document depends on the seed, the sampler and the document's id alone.
+    What is drawn from a document depends on the seed, the sampler and the document's id alone (and on the collection,
+    for `words`).
 
     Raises:
-        InputError: A sampler's name is unknown.
+        InputError: A sampler's name is unknown, or no word of the collection occurs ten times.
     """
-    unknown = [name for name in samplers if name not in SAMPLERS]
+    unknown = [name for name in samplers if name not in (*SAMPLERS, WORDS)]
     if unknown:
-        raise InputError(f"sampler {unknown[0]!r} is unknown; expected one of {', '.join(SAMPLERS)}")
+        raise InputError(f"sampler {unknown[0]!r} is unknown; expected one of {', '.join(SAMPLERS)}, {WORDS}")
+    known = dict(SAMPLERS)
+    if WORDS in samplers:
+        known[WORDS] = _representative_words(documents)
     for document in documents:
         for name in samplers:
             key = hashlib.sha256(f"{seed}\0{name}\0{document.id}".encode("utf-8", "replace")).digest()
-            made = SAMPLERS[name](document, random.Random(key)) if document.text.strip() else None  # noqa: S311
+            made = known[name](document, random.Random(key)) if document.text.strip() else None  # noqa: S311
             if made:
                 yield Pair(*made, document.id)
+
+
+def _representative_words(documents: Collection[Document]) -> Sampler:
+    from pretraining.word_sets import WordSetSampler
+
+    sets = WordSetSampler(documents)
+
+    def words_and_document(document: Document, draw: random.Random) -> tuple[str, str] | None:
+        drawn = sets.draw(document, np.random.default_rng(draw.getrandbits(64)))
+        return drawn and _long_enough(" ".join(drawn.better), document.content, least_query=1)
+
+    return words_and_document
 
 
 def sentences(text: str) -> list[str]:

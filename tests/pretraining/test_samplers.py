@@ -51,5 +51,21 @@ def test_the_sentence_stays_in_its_document_one_time_in_ten():
 def test_short_documents_give_no_pairs_and_unknown_samplers_are_named():
     short = [Document("a", ""), Document("b", "one two"), Document("c", "no title here but some more words follow now")]
     assert list(sample_pairs(short, ["title", "lead"], 0)) == []
-    with pytest.raises(InputError, match="sampler 'magic' is unknown; expected one of title, lead, sentence, span"):
+    with pytest.raises(
+        InputError, match="sampler 'magic' is unknown; expected one of title, lead, sentence, span, words"
+    ):
         list(sample_pairs(short, ["magic"], 0))
+
+
+def test_representative_words_need_the_collection():
+    texts = [f"river stone paper {'water ' * number} house train" for number in range(40)]
+    documents = [Document(f"d{number}", text) for number, text in enumerate(texts)]
+    pairs = list(sample_pairs(documents, ["words"], 0))
+    assert 20 <= len(pairs) <= 40
+    assert pairs == list(sample_pairs(documents, ["words"], 0))
+    assert pairs != list(sample_pairs(documents, ["words"], 1))
+    for pair in pairs:
+        assert set(pair.query.split()) <= {"river", "stone", "paper", "water", "house", "train"}
+        assert pair.text == documents[int(pair.document[1:])].content
+    with pytest.raises(InputError, match="no word occurs 10 times"):
+        list(sample_pairs([DOCUMENT], ["words"], 0))
