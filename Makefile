@@ -20,7 +20,7 @@ demo: install
 	$(BIN)/retrokit demo --json retrokit-demo/result.json
 
 test: install
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2
 
 test-slow: install
 	$(BIN)/pytest -m slow
