@@ -61,7 +61,7 @@ def test_representative_words_need_the_collection():
     texts = [f"river stone paper {'water ' * number} house train" for number in range(40)]
     documents = [Document(f"d{number}", text) for number, text in enumerate(texts)]
     pairs = list(sample_pairs(documents, ["words"], 0))
-    assert 20 <= len(pairs) <= 40
+    assert 10 <= len(pairs) <= 40  # (of few words both sets are often alike)
     assert pairs == list(sample_pairs(documents, ["words"], 0))
     assert pairs != list(sample_pairs(documents, ["words"], 1))
     for pair in pairs:

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,8 +32,9 @@ def error_of(*arguments):
     return lines[0]
 
 
-def test_info_of_a_finished_folder(tmp_path):
-    folder = tmp_path / "v"
+def test_info_of_a_finished_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a long name would make the table's other column narrow
+    folder = Path("v")
     write_folder(folder, storage="float16")
     said = retrokit("info", folder, "--json", tmp_path / "i.json")
     fields = json.loads((tmp_path / "i.json").read_text())
