@@ -126,6 +126,7 @@ def adapt(
     Killed? The same command goes on from the newest checkpoint.
     """
     from pretraining.adaptation import adapt as run
+    from pretraining.objective import read_recipe
 
     with progress("Adapting", "steps") as on_progress:
         result = run(
@@ -137,7 +138,7 @@ def adapt(
             on_note=note,
             encoder=encoder,
             samplers=tuple(sampler) if sampler else None,
-            objective=objective,
+            objective=None if objective is None else read_recipe(objective),
             objective_weight=objective_weight,
             objective_texts=objective_texts,
             steps=steps,

@@ -37,19 +37,21 @@ class Weighted:
     def __post_init__(self) -> None:
         if self.name not in TERMS:
             raise InputError(f"objective has {self.name!r}; expected terms among {', '.join(TERMS)}, or {NAMES}")
-        for what, value in (("weight", self.weight), ("end_weight", self.end_weight)):
-            least = 0 < value if what == "weight" else 0 <= value if value is not None else True  # type: ignore[operator]
-            if value is not None and not (least and value < math.inf):
-                raise InputError(f"objective's {what} of {self.name} is {value}; expected a number above 0")
+        if not _is_number(self.weight) or not 0 < self.weight < math.inf:
+            raise InputError(f"objective's weight of {self.name} is {self.weight}; expected a number above 0")
+        if self.end_weight is not None and not (_is_number(self.end_weight) and 0 <= self.end_weight < math.inf):
+            raise InputError(f"objective's end_weight of {self.name} is {self.end_weight}; expected 0 or more")
         if self.schedule not in SCHEDULES:
             raise InputError(f"the schedule of {self.name} is {self.schedule!r}; expected {', '.join(SCHEDULES)}")
         if (self.schedule == "constant") != (self.end_weight is None):
             raise InputError(f"{self.name} has a schedule or an end_weight, not both; give both or neither")
-        known = [name for name in inspect.signature(TERMS[self.name].__init__).parameters if name not in _NO_OPTIONS]
-        for name in self.options:
+        known = options_of(self.name)
+        for name, value in self.options.items():
             if name not in known:
                 has = f"it has {', '.join(known)}" if known else "it has none"
                 raise InputError(f"{self.name} has no option {name!r}; {has}")
+            if not _alike(value, known[name]):
+                raise InputError(f"{self.name}'s {name} is {value!r}; expected something like {known[name]!r}")
 
     def at(self, progress: float) -> float:
         """The weight when a share of training is done, from 0 to 1."""
@@ -64,7 +66,23 @@ class Weighted:
         return {"weight": self.weight, **changing, **self.options}
 
 
-_NO_OPTIONS = ("self", "backbone", "args", "kwargs")
+def options_of(term: str) -> dict[str, Any]:
+    """The options of a term, with what they are by default."""
+    parameters = inspect.signature(TERMS[term].__init__).parameters.values()
+    return {one.name: one.default for one in parameters if one.kind is one.KEYWORD_ONLY}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float | int) and not isinstance(value, bool)
+
+
+def _alike(value: Any, default: Any) -> bool:
+    """Whether a value is of the type of an option's default; None stands for a whole number that may be left out."""
+    if default is None:
+        return value is None or (isinstance(value, int) and not isinstance(value, bool))
+    if isinstance(default, float):
+        return _is_number(value)
+    return type(value) is type(default)
 
 
 @dataclass(frozen=True)
@@ -95,7 +113,10 @@ class Objective:
         if isinstance(value, Objective):
             return value
         if isinstance(value, str) and "=" in value:
-            value = dict(_weight(part) for part in value.split(","))
+            parts = [_weight(part) for part in value.split(",")]
+            if len(parts) > len(dict(parts)):
+                raise InputError(f"objective {value!r} has a term twice; give each once")
+            value = dict(parts)
         if isinstance(value, str):
             if value not in PRESETS:
                 raise InputError(f"objective is {value!r}; expected {NAMES}, or weights of {', '.join(TERMS)}")
@@ -144,7 +165,7 @@ def read_recipe(value: str) -> str | dict[str, Any]:
 
 
 def _weighted(name: str, given: Any) -> Weighted:
-    if isinstance(given, float | int) and not isinstance(given, bool):
+    if _is_number(given):
         return Weighted(name, float(given))
     if not isinstance(given, Mapping):
         raise InputError(f"objective's {name} is {given!r}; expected a weight, or weight, schedule and options")

@@ -103,6 +103,7 @@ class CropContrast(Term):
             mine.lerp_(theirs, 1 - self.momentum)
 
     def _enqueue(self, keys: Tensor) -> None:
+        keys = keys[-len(self.waiting) :]
         places = (self.count + torch.arange(len(keys), device=keys.device)) % len(self.waiting)
         self.waiting[places] = keys.to(self.waiting.dtype)
         self.count += len(keys)

@@ -324,6 +324,12 @@ def test_equal_vectors_are_told_apart_by_chance():
         ({"encoder_mlm": {"schedule": "cosine"}}, "a schedule or an end_weight, not both"),
         ({"encoder_mlm": {"schedule": "zigzag", "end_weight": 1.0}}, "schedule of encoder_mlm is 'zigzag'"),
         ("encoder_mlm=1,decoder_mlm", "'decoder_mlm'; expected TERM=WEIGHT"),
+        ("encoder_mlm=1,encoder_mlm=2", "has a term twice"),
+        ({"encoder_mlm": {"weight": "1"}}, "weight of encoder_mlm is 1; expected a number"),
+        ({"encoder_mlm": {"end_weight": -1, "schedule": "linear"}}, "end_weight of encoder_mlm is -1; expected 0 or"),
+        ({"condenser_mlm": {"layers": "two"}}, "condenser_mlm's layers is 'two'; expected something like 2"),
+        ({"condenser_mlm": {"skip_from": 1.5}}, "condenser_mlm's skip_from is 1.5; expected something like None"),
+        ({"decoder_mlm": {"hide_word": 1}}, "decoder_mlm's hide_word is 1; expected something like False"),
     ],
 )
 def test_objectives_that_make_no_sense_are_refused(given, message):
