@@ -4,7 +4,7 @@ import ctypes
 import gc
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from indexes.errors import InputError
 from pretraining.checkpoints import finish_checkpoint, keep_only
 from pretraining.masking import seed_of, seeded
+from pretraining.model import Cached, Drawn
 from pretraining.tokens import SpanPairs
 from retrieval.devices import best_device
 
@@ -85,12 +86,17 @@ class ResumableTrainer(Trainer):
         self._at = self.state.global_step
         if self._at % _STEPS_BETWEEN_TRIMS == 0:
             return_free_memory()
-        address = (self.args.seed, self._at, self._micro, self.args.process_index)
-        torch.manual_seed(seed_of(*address, _DROPOUT))
-        losses = self.losses(model, inputs, seeded(self.args.device, *address))
+        generator = self.seeded_for(self._micro)
+        losses = self.losses(model, inputs, generator)
         share = {name: value.detach() / self.args.gradient_accumulation_steps for name, value in losses.items()}
         self._terms = {name: value + (self._terms[name] if self._micro else 0) for name, value in share.items()}
         return (losses["total"], losses) if return_outputs else losses["total"]
+
+    def seeded_for(self, micro: int) -> torch.Generator:
+        """Seed the dropout of a micro-step of the present step, and give a generator for its masks."""
+        address = (self.args.seed, self._at, micro, self.args.process_index)
+        torch.manual_seed(seed_of(*address, _DROPOUT))
+        return seeded(self.args.device, *address)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Append one line a step; the values are of this process's share of the batch.
@@ -160,13 +166,56 @@ class TimesOrder(EpochOrder):
 
 
 class PretrainingTrainer(ResumableTrainer):
-    """The loop over token windows or pairs of spans: masks are sampled on the device of the batch."""
+    """The loop over token windows or pairs of spans: masks are sampled on the device of the batch.
+
+    Losses over the vectors of a whole step are exact whatever number of micro-batches it has, by gradient caching: a
+    first pass without gradients makes all vectors, the loss' gradient by them is kept, and each micro-batch's own pass,
+    with the same masks and dropout, sends its part on.
+
+    Source: Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup" (RepL4NLP 2021).
+    """
+
+    micro_batches: Sequence[dict[str, Any]] = ()
+    """Those of the present step."""
+
+    def get_batch_samples(self, *arguments: Any, **named: Any) -> Any:
+        """Keep the micro-batches of a step in mind."""
+        batches, count = super().get_batch_samples(*arguments, **named)
+        self.micro_batches = batches
+        return batches, count
 
     def losses(self, model: Any, inputs: dict[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
         """Sample the masks of a batch and compute the objective."""
-        tensors = inputs["ids"], inputs["attention_mask"], inputs["word_starts"]
         self.model.progress = self.state.global_step / self.args.max_steps
-        return model(self.model.sample(*tensors, generator=generator))
+        parts = self.args.gradient_accumulation_steps
+        names = [name for name, term in self.model.terms.items() if term.uses_whole_step] if parts > 1 else []
+        if names and self._micro == 0:
+            self._cache(names)
+            generator = self.seeded_for(0)
+        whole = {}
+        for name in names:
+            loss, gradients = self._cached[name]
+            whole[name] = Cached(
+                loss, parts * gradients[self._micro]
+            )  # a micro-batch's loss is divided by their number
+        return model(self._sample(inputs, generator), whole)
+
+    def _sample(self, inputs: dict[str, Any], generator: torch.Generator) -> Drawn:
+        tensors = inputs["ids"], inputs["attention_mask"], inputs["word_starts"]
+        return self.model.sample(*tensors, generator=generator)
+
+    def _cache(self, names: Sequence[str]) -> None:
+        vectors = []
+        for micro, inputs in enumerate(self.micro_batches):
+            drawn = self._sample(self._prepare_inputs(inputs), self.seeded_for(micro))
+            with torch.no_grad():
+                vectors.append(self.model.view(drawn).vector)
+        everything = torch.cat(vectors).requires_grad_()
+        self._cached: dict[str, tuple[Tensor, tuple[Tensor, ...]]] = {}
+        for name in names:
+            loss = self.model.terms[name].of_vectors(everything)
+            (gradient,) = torch.autograd.grad(loss, everything)
+            self._cached[name] = loss.detach(), gradient.split([len(one) for one in vectors])
 
     def more_to_log(self) -> dict[str, float]:
         """How strongly each term pulls at the encoder's outputs."""

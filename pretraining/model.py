@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,6 +34,19 @@ class Drawn:
     batch: Batch
     masks: Masks
     terms: Mapping[str, Any]
+
+
+class Cached(NamedTuple):
+    """A term's loss over a whole step, and its gradient by the vectors of one micro-batch."""
+
+    loss: Tensor
+    gradient: Tensor
+    """(b, d)"""
+
+    def of(self, vectors: Tensor) -> Tensor:
+        """The loss, with that gradient, for these vectors (b, d)."""
+        product = (self.gradient * vectors).sum()
+        return self.loss + product - product.detach()
 
 
 class PretrainingModel(nn.Module):
@@ -144,13 +157,21 @@ class PretrainingModel(nn.Module):
         """Sample masks and compute the objective, as an auxiliary loss needs it; arguments as in `sample`."""
         return self(self.sample(input_ids, attention_mask, word_starts, generator=generator))
 
-    def forward(self, drawn: Drawn) -> dict[str, Tensor]:
-        """Compute the objective on a batch: `total`, and every term by name before its weight."""
-        shared = self.view(drawn)
+    def forward(self, drawn: Drawn, whole: Mapping[str, Cached] | None = None) -> dict[str, Tensor]:
+        """Compute the objective on a batch: `total`, and every term by name before its weight.
+
+        Args:
+            drawn: What `sample` gave.
+            whole: Of terms that are losses over a whole step, of which this is a part: what is known of them.
+        """
+        shared, whole = self.view(drawn), whole or {}
+        if whole:
+            _ = shared.hidden  # first, so that its dropout is what it was when the vectors were made
         squares: dict[str, Tensor] = {}
         values, weighted = {}, []
         for name, term in self.terms.items():
-            values[name] = term(shared.observed(self._listener(name, squares)), drawn.terms[name])
+            view = shared.observed(self._listener(name, squares))
+            values[name] = whole[name].of(view.vector) if name in whole else term(view, drawn.terms[name])
             weighted.append(self.objective.terms[name].at(self.progress) * values[name])
         return {"total": torch.stack(weighted).sum(), **values}
 

@@ -17,7 +17,8 @@ class SpanContrast(Term):
     """coCondenser's (Gao and Callan 2021, arXiv 2108.05540): spans of one document are told from those of others.
 
     Cross-entropy over inner products, without temperature or normalisation, among the spans of all processes; each is
-    an anchor, and is not compared with itself. The loss is that of the whole batch, whatever the number of processes.
+    an anchor, and is not compared with itself. The loss is that of a whole step, whatever the number of its processes
+    and micro-batches (by gradient caching).
 
     Args:
         backbone: The encoder.
@@ -25,10 +26,15 @@ class SpanContrast(Term):
 
     uses_head = False
     uses_pairs: ClassVar[bool] = True
+    uses_whole_step: ClassVar[bool] = True
 
     def forward(self, view: EncoderView, drawn: None) -> Tensor:
         """The loss, one number."""
-        return of_whole_batch(span_contrast(gathered(view.vector)))
+        return self.of_vectors(view.vector)
+
+    def of_vectors(self, vectors: Tensor) -> Tensor:
+        """The same of vectors (n, d)."""
+        return of_whole_batch(span_contrast(gathered(vectors)))
 
 
 def span_contrast(vectors: Tensor) -> Tensor:

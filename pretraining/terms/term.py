@@ -22,12 +22,14 @@ class Term(nn.Module):
         uses_head: Whether it uses the shared vocabulary head.
         uses_layers: Whether it uses layers before the last.
         uses_pairs: Whether it needs two spans of one document beside each other: rows 2i and 2i + 1.
+        uses_whole_step: Whether it is a loss over the sentence vectors of all texts of an optimiser step: `of_vectors`.
         starts_untrained: Whether its own parameters, if there are any, are random numbers at first.
     """
 
     uses_head: bool = True
     uses_layers: ClassVar[bool] = False
     uses_pairs: ClassVar[bool] = False
+    uses_whole_step: ClassVar[bool] = False
     starts_untrained: ClassVar[bool] = True
 
     def __init__(self, backbone: Backbone) -> None:
@@ -39,6 +41,10 @@ class Term(nn.Module):
 
     def forward(self, view: EncoderView, drawn: Any) -> Tensor:
         """The loss, one number; `drawn` is what `draw` gave."""
+        raise NotImplementedError
+
+    def of_vectors(self, vectors: Tensor) -> Tensor:
+        """The loss over the vectors (n, d) of a step's texts in this process, where `uses_whole_step`."""
         raise NotImplementedError
 
 

@@ -16,9 +16,13 @@ from safetensors.torch import load_file, save_file
 from indexes.errors import InputError
 from pretraining.base import load_base
 from pretraining.checkpoints import MARKER
+from pretraining.loop import PretrainingTrainer, resumable_arguments
 from pretraining.masking import MaskOptions
 from pretraining.objective import Objective
 from pretraining.run import PretrainConfig, pretrain
+from pretraining.terms.spans import span_contrast
+from pretraining.tokens import Collator, SpanPairs, write_tokens
+from retrieval.documents import read_documents
 
 OPTIONS = dict(max_steps=7, batch_size=4, max_length=16, save_steps=2, learning_rate=1e-3, warmup_steps=1)
 
@@ -255,3 +259,37 @@ def test_a_process_killed_by_the_system_goes_on(finished, base, corpus, tmp_path
     assert not output.exists()
     assert pretrain(corpus, output, base=base, **OPTIONS).resumed_from in (4, 6)
     assert_same_weights(finished, output)
+
+
+def test_a_loss_over_a_whole_step_does_not_depend_on_its_parts(make_model, tokenizer, corpus, tmp_path):
+    """Gradient caching, dropout included: gradients are those of one graph over all micro-batches."""
+    write_tokens(read_documents(corpus), tokenizer, tmp_path / "tokens", max_length=16)
+    rows, collate = SpanPairs(tmp_path / "tokens", 0), Collator(tokenizer)
+    objective = {"dropout_contrast": 0.5, "encoder_mlm": 1.0, "span_contrast": 2.0}
+    model = make_model(objective, num_hidden_layers=2, hidden_dropout_prob=0.2).double()
+    sizes = {"max_steps": 1, "batch_size": 2, "accumulation": 3, "learning_rate": 1e-3, "warmup_steps": 0}
+    args = resumable_arguments(tmp_path / "run", **sizes, save_steps=9, seed=5)
+    trainer = PretrainingTrainer(model.train(), args, rows, collate, tmp_path / "log.jsonl")
+    batches = [collate([rows[2 * number], rows[2 * number + 1]]) for number in range(3)]
+    trainer.micro_batches = batches
+    values = []
+    for batch in batches:
+        loss, terms = trainer.compute_loss(model, batch, return_outputs=True)
+        (loss / 3).backward()
+        values.append(terms["span_contrast"].item())
+    cached = {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
+    model.zero_grad()
+    trainer._at, vectors, others = 0, [], []
+    for micro, batch in enumerate(batches):
+        drawn = trainer._sample(batch, trainer.seeded_for(micro))
+        view = model.view(drawn)
+        vectors.append(view.vector)
+        others.append(0.5 * model.terms["dropout_contrast"](view, None) + model.terms["encoder_mlm"](view, None))
+    whole = span_contrast(torch.cat(vectors))
+    (2 * whole + torch.stack(others).mean()).backward()
+    assert values == pytest.approx([whole.item()] * 3)
+    for name, value in model.named_parameters():
+        if value.grad is not None:
+            torch.testing.assert_close(cached[name], value.grad, msg=name)
+    alone = sum(span_contrast(one).item() for one in vectors) / 3
+    assert whole.item() > 1.2 * alone, "more spans are harder to tell apart"
