@@ -195,9 +195,8 @@ class PretrainingTrainer(ResumableTrainer):
         whole = {}
         for name in names:
             loss, gradients = self._cached[name]
-            whole[name] = Cached(
-                loss, parts * gradients[self._micro]
-            )  # a micro-batch's loss is divided by their number
+            # What a micro-batch gives is divided by the number of them all.
+            whole[name] = Cached(loss, parts * gradients[self._micro])
         return model(self._sample(inputs, generator), whole)
 
     def _sample(self, inputs: dict[str, Any], generator: torch.Generator) -> Drawn:
