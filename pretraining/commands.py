@@ -48,6 +48,9 @@ def pretrain(
     pooling: Annotated[
         PoolingName | None, typer.Option(help="Sentence vector  [default: the base's, else cls]")
     ] = None,
+    precision: Annotated[
+        str, typer.Option(help="float32, or bfloat16: mixed, faster where the processor has it.")
+    ] = "float32",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing folder.")] = False,
     json: Annotated[Path | None, typer.Option(help="Write what was done to this JSON file.")] = None,
 ) -> None:
@@ -78,6 +81,7 @@ def pretrain(
             decoder_mask_ratio=decoder_mask_ratio,
             row_fraction=row_fraction,
             pooling=str(pooling) if pooling else None,
+            precision=precision,
         )
     if json:
         done = {"output": str(output), "already_complete": result.already_complete, "resumed_from": result.resumed_from}

@@ -74,10 +74,11 @@ def test_a_run_interrupted_at_any_step_ends_with_the_same_bits(step, finished, b
     assert not (tmp_path / "model.partial").exists()
 
 
-@pytest.mark.parametrize("objective", ["retromae", "cocondenser", "contriever", "cotmae,lexmae"])
+@pytest.mark.parametrize("objective", ["retromae", "dupmae", "cocondenser", "contriever", "cotmae,lexmae"])
 def test_every_kind_of_objective_goes_on_with_the_same_bits(objective, base, corpus, tmp_path):
     mixture = {"span_decoder": 1.0, "lexicon_bottleneck": 0.5, "dropout_contrast": 0.1}
     options = {"objective": mixture if "," in objective else objective, "accumulation": 2}
+    options |= {"precision": "bfloat16"} if objective == "dupmae" else {}
     pretrain(corpus, tmp_path / "whole", base=base, **(OPTIONS | options))
     run_killed(corpus, tmp_path / "model", base, 5, **options)
     assert pretrain(corpus, tmp_path / "model", base=base, **(OPTIONS | options)).resumed_from == 4
@@ -230,6 +231,7 @@ def test_a_model_that_is_no_bert_is_refused(corpus, tmp_path):
         ({"objective": {"mlm": 1}}, "objective has 'mlm'; expected terms among encoder_mlm"),
         ({"encoder_mask_ratio": 1.2}, "mask ratio is 1.2; expected a share above 0"),
         ({"pooling": "max"}, "pooling is 'max'; expected cls or mean"),
+        ({"precision": "int8"}, "precision is 'int8'; expected float32 or bfloat16"),
         ({"warmup_steps": 99, "max_steps": 9}, "warmup_steps is 99; expected 0 to max_steps, 9"),
     ],
 )
