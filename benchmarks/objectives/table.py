@@ -1,9 +1,9 @@
 """An equal-budget table: what a few steps of each objective on the collections' own texts do to an encoder.
 
 Every objective has the same base, texts, tokens, fine-tuning and seeds. Pretraining reads the documents of all
-collections together; fine-tuning is contrastive, on pairs made of the same documents, the same ones for all; measured is
-nDCG@10 of exact search, over the queries of each collection, with 95% bootstrap intervals over queries. What is done is
-kept after each run, and the command goes on where it was. On 2 cores a run takes about four minutes:
+collections together; fine-tuning is contrastive, on pairs made of the same documents, the same ones for all; what is
+measured is nDCG@10 of exact search, on the queries of each collection, with 95% bootstrap intervals over queries. Runs
+are kept as they end, and the command goes on where it was. On 2 cores a run takes about four minutes:
 
     python -m benchmarks.objectives.table --seeds 3
 
