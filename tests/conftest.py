@@ -4,10 +4,15 @@ import os
 import socket
 from pathlib import Path
 
+os.environ["HF_HUB_OFFLINE"] = "1"
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.pop("COLUMNS", None)  # which xdist sets, and rich takes for the width of all tables
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ.setdefault(name, "1")  # as many workers as cores: more threads would only be in each other's way
+
 import pytest
 from fixtures import make_model, random_texts
 
-os.environ["HF_HUB_OFFLINE"] = "1"
 ROOT = Path(__file__).parents[1]
 
 
