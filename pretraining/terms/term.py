@@ -1,5 +1,6 @@
 """Loss terms: what each is, what it needs, and the plain layers that several decode with."""
 
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +14,7 @@ from pretraining.masking import IGNORED, Batch, Masks, Vocabulary
 from pretraining.view import EncoderView
 
 
-class Term(nn.Module):
+class Term(nn.Module, ABC):
     """One loss over the encoder's view of a batch. Its parameters, if it has any, are its own heads.
 
     A subclass's keyword arguments are its options; what they mean is said there.
@@ -22,7 +23,8 @@ class Term(nn.Module):
         uses_head: Whether it uses the shared vocabulary head.
         uses_layers: Whether it uses layers before the last.
         uses_pairs: Whether it needs two spans of one document beside each other: rows 2i and 2i + 1.
-        uses_whole_step: Whether it is a loss over the sentence vectors of all texts of an optimiser step: `of_vectors`.
+        uses_whole_step: Whether it is a loss over the sentence vectors of all texts of an optimiser step, (n, d) in
+            this process, which its method `of_vectors` then gives.
         starts_untrained: Whether its own parameters, if there are any, are random numbers at first.
     """
 
@@ -39,13 +41,9 @@ class Term(nn.Module):
         """Draw what is random about this term, beside the shared view's masks."""
         return None
 
+    @abstractmethod
     def forward(self, view: EncoderView, drawn: Any) -> Tensor:
         """The loss, one number; `drawn` is what `draw` gave."""
-        raise NotImplementedError
-
-    def of_vectors(self, vectors: Tensor) -> Tensor:
-        """The loss over the vectors (n, d) of a step's texts in this process, where `uses_whole_step`."""
-        raise NotImplementedError
 
 
 class PlainDecoder(nn.ModuleList):

@@ -6,6 +6,13 @@ from pathlib import Path
 import numpy as np
 
 WORDS = "river stone green walk night paper music water house train cat dog market bank tree cloud".split()
+SIZES = {
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.3,
+}
 
 
 def make_model(folder: Path, *, pooling: str = "mean", normalize: bool = True, prompts=None, seed: int = 0) -> Path:
@@ -19,15 +26,7 @@ def make_model(folder: Path, *, pooling: str = "mean", normalize: bool = True, p
     vocabulary = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", "[UNK]", ".", ",", *WORDS, *pieces]
     tokenizer = BertTokenizerFast(vocab={word: number for number, word in enumerate(vocabulary)}, model_max_length=64)
     torch.manual_seed(seed)
-    config = BertConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=64,
-        initializer_range=0.3,
-    )
+    config = BertConfig(vocab_size=len(vocabulary), num_hidden_layers=2, **SIZES)
     plain = folder.parent / f"{folder.name}-plain"
     BertModel(config).save_pretrained(plain)
     tokenizer.save_pretrained(plain)
@@ -52,15 +51,7 @@ def make_sparse(folder: Path, *, seed: int = 0, **options) -> Path:
     base = make_model(folder.parent / f"{folder.name}-dense")
     tokenizer = AutoTokenizer.from_pretrained(base)
     torch.manual_seed(seed)
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=64,
-        initializer_range=0.3,
-    )
+    config = BertConfig(vocab_size=len(tokenizer), num_hidden_layers=1, **SIZES)
     plain = folder.parent / f"{folder.name}-mlm"
     BertForMaskedLM(config).save_pretrained(plain)
     tokenizer.save_pretrained(plain)
