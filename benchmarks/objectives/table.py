@@ -61,7 +61,7 @@ def corpus_of(folders: dict[str, Path], path: Path) -> Path:
     with path.open("w", encoding="utf-8") as file:
         for name, folder in folders.items():
             for document in load_dataset(folder).documents():
-                record = {"_id": f"{name} {document.id}", "title": document.title, "text": document.text}
+                record = {"_id": f"{name}-{document.id}", "title": document.title, "text": document.text}
                 file.write(json.dumps(record) + "\n")
     return path
 
