@@ -25,7 +25,8 @@ SPECIALS = 2
 """[CLS] and [SEP], which are added when a batch is made and are not stored."""
 
 _DOCUMENTS_AT_ONCE = 512
-_BEGINS = ("▁", "Ġ")
+_CONTINUES = "##"
+_MARKS = (_CONTINUES, "▁", "Ġ")
 _LEAST_SPAN = 8
 _LARGEST_SHORT = np.iinfo(np.uint16).max
 
@@ -42,14 +43,14 @@ def continuations(tokenizer: Any) -> np.ndarray:
     """Which ids continue the word before them, by what pieces look like, as bool (greatest id + 1,).
 
     BERT marks pieces that continue a word (`##`); others mark those that begin one: byte pairs by `Ġ`, SentencePiece by
-    `▁`. Special tokens continue nothing.
+    `▁`. The mark of most pieces counts: `Ġ` is a letter too, and `##` a heading. Special tokens continue nothing.
     """
     vocabulary = tokenizer.get_vocab()
     found = np.zeros(max(vocabulary.values()) + 1, dtype=bool)
-    begins = next((mark for mark in _BEGINS if sum(piece.startswith(mark) for piece in vocabulary) > 1), None)
+    mark = max(_MARKS, key=lambda mark: sum(piece.startswith(mark) for piece in vocabulary))
     for piece, number in vocabulary.items():
-        found[number] = piece.startswith("##") if begins is None else not piece.startswith(begins)
-    if begins is not None:
+        found[number] = piece.startswith(mark) == (mark == _CONTINUES)
+    if mark != _CONTINUES:
         found[list(tokenizer.all_special_ids)] = False
     return found
 

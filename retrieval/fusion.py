@@ -1,4 +1,7 @@
-"""Fusion of dense and BM25 rankings: by z-scores or min-max, exact over the whole collection, and reciprocal ranks."""
+"""Fusion of dense and lexical rankings: z-scores, min-max or sums, exact over the whole collection, reciprocal ranks.
+
+The lexical side is BM25, or the learned weights of a sparse encoder wherever BM25 is named below.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple

@@ -127,6 +127,25 @@ def test_embeddings_of_another_width_are_refused(tokenizer):
         Backbone(AutoModelForMaskedLM.from_config(config).deberta)
 
 
+class Pieces:
+    """A tokenizer of these pieces."""
+
+    all_special_ids = (0,)
+
+    def __init__(self, *pieces):
+        self.pieces = pieces
+
+    def get_vocab(self):
+        return {piece: number for number, piece in enumerate(self.pieces)}
+
+
+def test_the_mark_that_most_pieces_have_counts():
+    wordpiece = Pieces("[CLS]", "Ġawda", "Ġobon", "walk", "##ing", "##s", "##er")
+    assert continuations(wordpiece).tolist() == [False, False, False, False, True, True, True]
+    pairs = Pieces("<s>", "##", "####", "Ġwalk", "Ġing", "Ġs", "er")
+    assert continuations(pairs).tolist() == [False, True, True, False, False, False, True]
+
+
 def test_words_begin_where_the_tokenizer_says():
     specials = {"cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>", "pad_token": "<pad>"}
     pieces = ["<s>", "</s>", "<mask>", "<pad>", *"abcdefghijklmnopqrstuvwxyz"]
