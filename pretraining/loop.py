@@ -18,7 +18,7 @@ from indexes.errors import InputError
 from pretraining.checkpoints import finish_checkpoint, keep_only
 from pretraining.masking import seed_of, seeded
 from pretraining.model import Cached, Drawn
-from pretraining.tokens import SpanPairs
+from pretraining.tokens import Accompanied, SpanPairs
 from retrieval.devices import best_device
 
 WEIGHTS = "model.safetensors"
@@ -201,7 +201,8 @@ class PretrainingTrainer(ResumableTrainer):
 
     def _sample(self, inputs: dict[str, Any], generator: torch.Generator) -> Drawn:
         tensors = inputs["ids"], inputs["attention_mask"], inputs["word_starts"]
-        return self.model.sample(*tensors, generator=generator)
+        more = {name: inputs[name] for name in ("marked", "others") if name in inputs}
+        return self.model.sample(*tensors, generator=generator, **more)
 
     def _cache(self, names: Sequence[str]) -> None:
         vectors = []
@@ -221,7 +222,7 @@ class PretrainingTrainer(ResumableTrainer):
         return {f"gradient_norm/{name}": value.item() for name, value in self.model.gradient_norms.items()}
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:
-        order = TimesOrder if isinstance(self.train_dataset, SpanPairs) else EpochOrder
+        order = TimesOrder if isinstance(self.train_dataset, SpanPairs | Accompanied) else EpochOrder
         return order(len(self.train_dataset), self.rows_of_run(), self.args.seed)
 
 

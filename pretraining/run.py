@@ -1,6 +1,7 @@
 """A pretraining run: a corpus and a base to a model folder, resumable at every step."""
 
 import contextlib
+import hashlib
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,16 +11,20 @@ from typing import Any
 import torch.distributed
 from transformers import TrainingArguments
 
+from indexes.checksums import fingerprint
 from indexes.errors import InputError
 from indexes.manifest import refuse_existing
 from pretraining.base import Base, load_base
 from pretraining.checkpoints import keep_only, newest_checkpoint
 from pretraining.loop import PretrainingTrainer, resumable_arguments, trim_log
+from pretraining.marks import Marks, read_words
 from pretraining.masking import MaskOptions
 from pretraining.model import POOLINGS
 from pretraining.model_folder import LOG, package_versions, write_model_folder
-from pretraining.objective import Objective
-from pretraining.tokens import Collator, SpanPairs, TokenWindows, write_tokens
+from pretraining.objective import Objective, kind_of
+from pretraining.terms import TERMS
+from pretraining.token_writer import Extras, write_tokens
+from pretraining.tokens import Accompanied, Collator, SpanPairs, TokenWindows
 from pretraining.working import finished_card, partial_folder, working_folder
 from retrieval.digests import tokenizer_digest
 from retrieval.documents import corpus_fingerprint, read_documents
@@ -49,6 +54,9 @@ class PretrainConfig:
         seed: Of data order, masks, dropout and untrained heads.
         encoder_mask_ratio: Share of tokens that the encoder guesses.
         mask_unit: What of them is masked as a whole: `word`, `piece` or `ngram`.
+        mask_words: A file of words, one a line, case apart: the encoder guesses these alone.
+        mask_spans: The field of the corpus's records that holds pairs of characters of their `text`, from the first up
+            to the second, such as those of entities: the encoder guesses tokens in them alone (or listed words).
         decoder_mask_ratio: Share of tokens hidden from each row of `decoder_mlm`; None: as the objective says, or 0.5.
         row_fraction: Share of rows that `decoder_mlm` rebuilds; less than 1 is cheaper and not in the papers. None: as
             the objective says, or 1.
@@ -69,12 +77,15 @@ class PretrainConfig:
     seed: int = 0
     encoder_mask_ratio: float = 0.3
     mask_unit: str = "word"
+    mask_words: str | Path | None = None
+    mask_spans: str | None = None
     decoder_mask_ratio: float | None = None
     row_fraction: float | None = None
     pooling: str | None = None
     precision: str = "float32"
     parsed: Objective = field(init=False, repr=False)
     masks: MaskOptions = field(init=False, repr=False)
+    extras: Extras = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "base", str(self.base))
@@ -83,6 +94,7 @@ class PretrainConfig:
             parsed = parsed if value is None else parsed.with_option("decoder_mlm", name, value)
         object.__setattr__(self, "parsed", parsed)
         object.__setattr__(self, "masks", MaskOptions(self.encoder_mask_ratio, self.mask_unit))
+        object.__setattr__(self, "extras", self._extras())
         for name, least in (
             ("max_steps", 1),
             ("batch_size", 1),
@@ -105,6 +117,21 @@ class PretrainConfig:
         if self.pooling not in (None, *POOLINGS):
             raise InputError(f"pooling is {self.pooling!r}; expected {' or '.join(POOLINGS)}")
 
+    def _extras(self) -> Extras:
+        words = read_words(Path(self.mask_words)) if self.mask_words is not None else frozenset()
+        marks = Marks(words, _called(self.mask_spans or ""))
+        if self.parsed.uses_pairs and self.parsed.accompanied:
+            raise InputError(
+                f"{', '.join(self.parsed.terms)} need pairs of spans and texts beside each text; leave one kind out"
+            )
+        fields = tuple(map(_called, self.parsed.fields))
+        return Extras(self.parsed.characters > 0, fields, marks if any(marks) else None)
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """The fields of the corpus's records that are read beside title and text."""
+        return (*self.parsed.fields, *([self.mask_spans] if self.mask_spans else []))
+
     @property
     def warmup(self) -> int:
         """Steps of warm-up."""
@@ -113,9 +140,11 @@ class PretrainConfig:
     def record(self) -> dict[str, Any]:
         """The options as JSON values, one field each."""
         named = ("max_steps", "batch_size", "accumulation", "max_length", "learning_rate", "weight_decay", "save_steps")
-        ratios = ("seed", "encoder_mask_ratio", "mask_unit", "precision")
+        ratios = ("seed", "encoder_mask_ratio", "mask_unit", "mask_spans", "precision")
+        marks = self.extras.marks
         return {
             "objective": self.parsed.record(),
+            "mask_words": fingerprint(sorted(marks.words)) if marks and marks.words else None,
             "warmup_steps": self.warmup,
             **{name: getattr(self, name) for name in (*named, *ratios)},
         }
@@ -192,9 +221,9 @@ def pretrain(
         with args.main_process_first(local=False):
             if args.should_save:
                 held.enter_context(working_folder(target, card, overwrite=overwrite))
-                _prepare(partial, corpus, base, card)
+                _prepare(partial, corpus, base, config, card)
         tokens = partial / _TOKENS
-        windows = SpanPairs(tokens, config.seed) if config.parsed.uses_pairs else TokenWindows(tokens)
+        windows = open_windows(tokens, config, base.tokenizer)
         _say_start(note, base, windows)
         step = _train(base, windows, partial, args, on_progress, note)
         counts = {name: windows.manifest[name] for name in ("documents", "empty", "windows", "tokens")}
@@ -217,6 +246,11 @@ def _card(config: PretrainConfig, base: Base, corpus: str, args: TrainingArgumen
         "tokenizer": tokenizer_digest(base.tokenizer),
         "corpus": corpus_fingerprint(read_documents(corpus)),
     }
+    if config.attributes:
+        digest = hashlib.sha256()
+        for document in read_documents(corpus, config.attributes):
+            digest.update(fingerprint(document.attributes).encode())
+        configuration["fields"] = digest.hexdigest()
     return {
         "made_by": "retrokit pretrain",
         "base": config.base,
@@ -227,11 +261,28 @@ def _card(config: PretrainConfig, base: Base, corpus: str, args: TrainingArgumen
     }
 
 
-def _prepare(partial: Path, corpus: str | Path, base: Base, card: Mapping[str, Any]) -> None:
+def open_windows(tokens: Path, config: PretrainConfig, tokenizer: Any) -> TokenWindows | SpanPairs | Accompanied:
+    """The rows that a run trains on, as its terms need them."""
+    objective = config.parsed
+    if objective.uses_pairs:
+        return SpanPairs(tokens, config.seed)
+    if objective.accompanied:
+        fields = config.extras.fields
+        return Accompanied(tokens, config.seed, tokenizer, characters=objective.characters, fields=fields)
+    return TokenWindows(tokens)
+
+
+def _called(attribute: str) -> str:
+    """The name under which documents have a field of their records."""
+    return attribute.rpartition(".")[2]
+
+
+def _prepare(partial: Path, corpus: str | Path, base: Base, config: PretrainConfig, card: Mapping[str, Any]) -> None:
     """Bring the working folder to where training can start: tokens, whole checkpoints only."""
     if not (partial / _TOKENS).is_dir():
         length = card["configuration"]["max_length"]
-        made = write_tokens(read_documents(corpus), base.tokenizer, partial / _TOKENS, max_length=length)
+        documents = read_documents(corpus, config.attributes)
+        made = write_tokens(documents, base.tokenizer, partial / _TOKENS, max_length=length, extras=config.extras)
         if made["corpus"] != card["configuration"]["corpus"]:
             shutil.rmtree(partial / _TOKENS)
             raise InputError(f"{corpus} changed while it was read; start again when it is at rest")
@@ -240,19 +291,22 @@ def _prepare(partial: Path, corpus: str | Path, base: Base, card: Mapping[str, A
     trim_log(partial / LOG, step)
 
 
-def _say_start(note: OnNote, base: Base, windows: TokenWindows | SpanPairs) -> None:
+def _say_start(note: OnNote, base: Base, windows: TokenWindows | SpanPairs | Accompanied) -> None:
     counts = windows.manifest
     empty = f", {counts['empty']:,} empty ones skipped" if counts["empty"] else ""
     note(f"{counts['documents']:,} documents{empty}: {counts['windows']:,} windows, {counts['tokens']:,} tokens")
     if isinstance(windows, SpanPairs):
         note(f"two spans each of {len(windows):,} documents; the others are too short")
+    for name in base.model.objective.terms:
+        if caution := TERMS[kind_of(name)].caution:
+            note(f"{name}: {caution}")
     if base.model.untrained_heads:
         note(f"the base brings no {' and no '.join(base.model.untrained_heads)}: starting from random numbers")
 
 
 def _train(
     base: Base,
-    windows: TokenWindows | SpanPairs,
+    windows: TokenWindows | SpanPairs | Accompanied,
     partial: Path,
     args: TrainingArguments,
     on_progress: OnProgress | None,
