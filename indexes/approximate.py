@@ -100,11 +100,14 @@ class Approximate:
             if keep is not None:  # some kinds of lists (residual quantizers, spectral hashing) take no selector
                 return search_exact(queries, self.targets, k, keep=keep)
             raise InputError(f"FAISS cannot search {type(self._index).__name__}: {reason(error)}") from None
+        complete = keep is None and rows[:, -1].min(initial=0) >= 0
         if effort.candidates == 0:
+            if complete and wanted == k and (scores[:, 1:] < scores[:, :-1]).all():
+                return Hits(rows, scores)  # as it comes, without ties to be broken
             found = top(np.where(rows < 0, -np.inf, scores), k, rows)
         else:
             found = top(self.scores(queries, rows), k, rows)
-        if keep is None and rows[:, -1].min(initial=0) >= 0:
+        if complete:
             return found
         short: NDArray[np.bool_] = found.rows[:, -1] < 0
         if some:  # few among the nearest: what is kept lies elsewhere, and these are but its edge

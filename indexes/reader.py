@@ -333,7 +333,8 @@ class Reader:
         if queries.dtype == np.float32 and len(queries):  # most of the time, and in a quarter of the time
             with np.errstate(over="ignore"):
                 near = np.vecdot(queries, queries)
-            if near.min() >= low * _SURELY and near.max() <= high / _SURELY:
+            least, most = (near[0], near[0]) if len(near) == 1 else (near.min(), near.max())
+            if least >= low * _SURELY and most <= high / _SURELY:
                 return np.ascontiguousarray(queries)
         squares = np.vecdot(queries, queries, dtype=np.float64)
         if len(squares) and not (squares.min() >= low and squares.max() <= high):  # NaN is neither

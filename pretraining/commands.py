@@ -172,3 +172,24 @@ def adapt(
         f"{output}: {what} ranks best, held-out nDCG@10 {scores['0']:.4f} → {scores[str(chosen)]:.4f}", markup=False
     )
     note(f"next: retrokit index {corpus} --encoder {output} --output {output.with_suffix('.index')}")
+
+
+def hybrid(
+    model: Annotated[str, typer.Argument(help="Folder that `retrokit pretrain` made, such as by dupmae.")],
+    corpus: Annotated[str, typer.Option(help="Whose first 2,000 texts say which numbers of a vector count most.")],
+    output: Annotated[Path, typer.Option(help="Folder to make, with dense/ and sparse/ in it.")],
+    dim: Annotated[int, typer.Option(help="Numbers of the dense half.")] = 384,
+    words: Annotated[
+        int | None, typer.Option(help="Words of a text that keep a weight, the heaviest  [default: all]")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing folder.")] = False,
+) -> None:
+    """Split a pretrained model into DupMAE's two halves: reduced vectors, and weights of words."""
+    from pretraining.hybrid import export_hybrid
+    from retrieval.documents import read_documents
+
+    texts = (document.content for document in read_documents(corpus))
+    export_hybrid(model, output, texts, dim=dim, words=words, overwrite=overwrite, on_note=note)
+    note(f"wrote {output}/dense and {output}/sparse")
+    note(f"next: retrokit index CORPUS --encoder {output}/dense --sparse {output}/sparse --output INDEX_FOLDER")
+    note("then: retrokit search INDEX_FOLDER QUERY --fusion sum")

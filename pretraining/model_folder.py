@@ -6,6 +6,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor, nn
+
 from indexes.manifest import new_folder, seal, write_json
 from pretraining.base import Base, save_heads
 from pretraining.working import CARD, KIND
@@ -35,16 +37,17 @@ def write_model_folder(
     """
     with new_folder(target, overwrite=overwrite) as new:
         with quiet():
-            _save_encoder(new, base, max_length)
+            save_encoder(new, base, max_length)
         save_heads(base.model, new)
         shutil.copyfile(log, new / LOG)
         write_json(new / CARD, card)
         seal(new, KIND, {})
 
 
-def _save_encoder(folder: Path, base: Base, max_length: int) -> None:
+def save_encoder(folder: Path, base: Base, max_length: int, projection: Tensor | None = None) -> None:
+    """Write a sentence-transformers folder of an encoder, its pooling, and a linear map (m, d) after it, if given."""
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+    from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 
     backbone = base.model.backbone
     base.tokenizer.model_max_length = max_length
@@ -53,6 +56,9 @@ def _save_encoder(folder: Path, base: Base, max_length: int) -> None:
     base.tokenizer.save_pretrained(plain)
     transformer = Transformer(str(plain), max_seq_length=max_length)
     modules = [transformer, Pooling(backbone.config.hidden_size, pooling_mode=base.model.pooling)]
+    if projection is not None:
+        given = {"bias": False, "activation_function": nn.Identity(), "init_weight": projection}
+        modules.append(Dense(projection.shape[1], projection.shape[0], **given))
     modules += [Normalize()] if base.normalize else []
     model = SentenceTransformer(modules=modules, prompts=base.prompts, device="cpu")
     model.save(str(folder), create_model_card=False)

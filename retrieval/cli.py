@@ -31,6 +31,7 @@ COMMANDS = {
     "vectors export": "retrieval.vector_commands:export",
     "pretrain": "pretraining.commands:pretrain",
     "adapt": "pretraining.commands:adapt",
+    "hybrid": "pretraining.commands:hybrid",
     "evaluate": "evaluation.commands:evaluate",
     "collection": "evaluation.commands:collection",
 }

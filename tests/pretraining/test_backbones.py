@@ -10,7 +10,9 @@ from indexes.errors import InputError
 from pretraining import pretrain
 from pretraining.backbones import FAMILIES, Backbone
 from pretraining.base import load_base, load_language_head
+from pretraining.drophead import dropped_heads
 from pretraining.heads import VocabularyHead
+from pretraining.hybrid import language_model
 from pretraining.masking import MaskOptions, seeded
 from pretraining.objective import Objective
 from pretraining.tokens import continuations, word_starts
@@ -164,3 +166,26 @@ def test_words_begin_where_the_tokenizer_says():
         assert (~continued[encoding.ids]).tolist() == expected
         assert word_starts(encoding.ids, encoding.word_ids, continued).tolist() == expected
         assert not continued[tokenizer.all_special_ids].any()
+
+
+def test_a_language_model_is_made_of_encoder_and_head(folder, batch):
+    model = base_of(folder, "mlm")
+    ids, mask = batch
+    hidden = model.parts.run(ids, mask)[0]
+    expected = model.head.transform(hidden) @ model.parts.words.T + model.head.bias
+    made = language_model(model.backbone, model.head)
+    real = mask.bool()
+    torch.testing.assert_close(made(input_ids=ids, attention_mask=mask).logits[real], expected[real])
+
+
+def test_heads_of_every_family_are_found(folder, batch, monkeypatch):
+    """Striking out every head leaves what attention's biases and residuals say, in each layer."""
+    model = base_of(folder, "mirror-words")
+    parts = model.parts
+    assert len(parts.attention_outputs()) == parts.config.num_hidden_layers
+    monkeypatch.setattr("pretraining.drophead.head_weights", lambda texts, heads, *_: torch.zeros(texts, heads))
+    with dropped_heads(parts, 0.5):
+        dropped = parts.run(*batch)[0]
+    for output in parts.attention_outputs():
+        torch.nn.init.zeros_(output.weight)
+    torch.testing.assert_close(dropped, parts.run(*batch)[0])
