@@ -31,6 +31,8 @@ COMMANDS = {
     "vectors export": "retrieval.vector_commands:export",
     "pretrain": "pretraining.commands:pretrain",
     "adapt": "pretraining.commands:adapt",
+    "reshape": "pretraining.shape_commands:reshape",
+    "distill": "pretraining.shape_commands:distill",
     "evaluate": "evaluation.commands:evaluate",
     "collection": "evaluation.commands:collection",
 }
