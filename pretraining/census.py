@@ -70,8 +70,9 @@ def take_census(
     engine, census = plain_tokenizer(tokenizer), Census.read(state)
     unknown = tokenizer.unk_token_id
     rest = itertools.islice(documents, census.documents, None)
-    for number in itertools.count(1):
-        batch = list(itertools.islice(rest, _DOCUMENTS_AT_ONCE))
+    number = 0
+    while batch := list(itertools.islice(rest, _DOCUMENTS_AT_ONCE)):
+        number += 1
         texts = [document.content for document in batch]
         for text, encoding in zip(texts, engine.encode_batch(texts, add_special_tokens=False), strict=True):
             census.pieces.update(encoding.ids)
@@ -82,10 +83,10 @@ def take_census(
         census.documents += len(batch)
         if on_progress:
             on_progress(census.documents, None)
-        if not batch or number % _BATCHES_BETWEEN_SAVES == 0:
+        if number % _BATCHES_BETWEEN_SAVES == 0:
             census.write(state)
-        if not batch:
-            return census
+    census.write(state)
+    return census
 
 
 def _splits(encoding: Any, unknown: int | None) -> list[tuple[int, ...]]:
@@ -99,7 +100,7 @@ def _splits(encoding: Any, unknown: int | None) -> list[tuple[int, ...]]:
 
 def _unknown_words(text: str, encoding: Any, unknown: int | None, engine: Any) -> set[str]:
     """The words of a text, as the model of the tokenizer reads them, where it found unknown tokens."""
-    found = set()
+    found: set[str] = set()
     for number, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
         if number == unknown:
             part = text[start:end]

@@ -47,7 +47,8 @@ def widen(backbone: Any, factor: int, *, inner: int | None = None, seed: int = 0
     every = torch.arange(old_inner)
     rest = torch.randperm(old_inner, generator=generator)[: new_inner % old_inner]
     inner_units = torch.cat((every.repeat(new_inner // old_inner), rest))
-    parts, weights = LAYERS[kind], {}
+    parts = LAYERS[kind]
+    weights: dict[str, Tensor] = {}
     for name, module in backbone.named_modules():
         within = re.sub(rf"^{re.escape(parts.stack)}\.\d+\.", "", name)
         ends = tuple(inner_units if within == part else None for part in (parts.inner, parts.output))

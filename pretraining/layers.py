@@ -2,10 +2,10 @@
 
 A layer of BERT's kind ends with a norm: y = LN(h + FFN(h)), h = LN(x + Attention(x)). With both outputs zeroed it
 computes LN(LN(x)), which is no identity, because the norm before it left x with gains and offsets. But those can be
-moved: the norm before it becomes a plain one, the new layer's inner norm is plain too, and its outer norm takes over the
-gains and offsets. A plain norm of what is normalised already changes nothing but for the norm's epsilon, ε: a factor of
-1 + ε/2 (1/variance - 1), which for BERT (1e-12) is 1 and for RoBERTa (1e-5) within 1e-4 of it wherever the variance of
-what was normalised exceeds 0.05.
+moved: the norm before it becomes a plain one, the new layer's inner norm is plain too, and its outer norm takes over
+the gains and offsets. A plain norm of what is normalised already changes nothing but for the norm's epsilon, ε: a
+factor of 1 + ε/2 (1/variance - 1), which for BERT (1e-12) is 1 and for RoBERTa (1e-5) within 1e-4 of it wherever the
+variance of what was normalised exceeds 0.05.
 """
 
 import copy

@@ -15,12 +15,14 @@ from retrieval.model_folder import resolve
 
 OnNote = Callable[[str], None]
 OnProgress = Callable[[int, int | None], None]
+COUNTS = ("trim.json", "extend.json")
+"""What is counted for trimming and for extension, in the working folder."""
 METHODS = ("identity", "stack", "interleave")
 
 
 @dataclass(frozen=True)
 class ReshapeConfig:
-    """What is changed, in this order.
+    """What is changed: layers, then width, then the vocabulary, first trimmed and then extended.
 
     Attributes:
         trim_vocabulary: A corpus whose pieces stay; the others go (`pretraining.vocabulary.trim`).
@@ -126,29 +128,38 @@ def reshape(
     from pretraining.shape import Shape  # torch is loaded no earlier than bad input is refused
 
     shape = Shape.load(folder, str(model))
+    card["before"] = shape.sizes()
+    _change_structure(shape, config)
+    if corpora:
+        shape.check_vocabulary(extended=config.extend_vocabulary is not None)
     with _counting(target, card, overwrite=overwrite, needed=bool(corpora)) as partial:
-        card |= {"before": shape.sizes(), **_change(shape, config, partial, on_progress, note)}
+        card |= _change_vocabulary(shape, config, partial, on_progress, note)
         card["after"] = shape.sizes()
         shape.write(target, card, overwrite=overwrite, on_note=note)
     return ReshapeResult(target, False, read_json(target / CARD))
 
 
-def _change(shape: Any, config: ReshapeConfig, partial: Path, on_progress: OnProgress | None, note: OnNote) -> Any:
-    """Apply the changes in their order; gives what the card says of them."""
-    said: dict[str, Any] = {}
-    if config.trim_vocabulary:
-        shape.trim(config.trim_vocabulary, partial, least_count=config.least_count, on_progress=on_progress)
-    if config.extend_vocabulary:
-        added = shape.extend(config.extend_vocabulary, partial, words=config.words, on_progress=on_progress)
-        said["added"] = {new.word: new.saved for new in added}
-        note(f"{len(added):,} words added, such as {', '.join(new.word for new in added[:5])}")
+def _change_structure(shape: Any, config: ReshapeConfig) -> None:
     if config.keep_layers is not None:
         shape.keep_layers(config.keep_layers)
     if config.grow_layers is not None:
         shape.deepen(config.grow_layers, config.depth_method)
     if config.grow_width is not None or config.inner_size is not None:
-        shape.widen(config.grow_width or 1, inner=config.inner_size, seed=config.seed)
-    return said
+        factor = 1 if config.grow_width is None else config.grow_width
+        shape.widen(factor, inner=config.inner_size, seed=config.seed)
+
+
+def _change_vocabulary(
+    shape: Any, config: ReshapeConfig, partial: Path, on_progress: OnProgress | None, note: OnNote
+) -> dict[str, Any]:
+    """Trim and extend; gives what the card says of the new words."""
+    if config.trim_vocabulary:
+        shape.trim(config.trim_vocabulary, partial, least_count=config.least_count, on_progress=on_progress)
+    if not config.extend_vocabulary:
+        return {}
+    added = shape.extend(config.extend_vocabulary, partial, words=config.words, on_progress=on_progress)
+    note(f"{len(added):,} words added, such as {', '.join(new.word for new in added[:5])}")
+    return {"added": {new.word: new.saved for new in added}}
 
 
 @contextlib.contextmanager
@@ -158,7 +169,12 @@ def _counting(target: Path, card: dict[str, Any], *, overwrite: bool, needed: bo
         yield target
         return
     with working_folder(target, card, overwrite=overwrite) as partial:
-        yield partial
+        try:
+            yield partial
+        except InputError:
+            for name in COUNTS:
+                (partial / name).unlink(missing_ok=True)  # of a corpus or options that cannot be used
+            raise
 
 
 def _card(config: ReshapeConfig, model: str, folder: Path) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from pretraining.growth import widen, widen_head
 from pretraining.heads import VocabularyHead
 from pretraining.layers import deepen, keep_layers
 from pretraining.model_folder import package_versions
-from pretraining.vocabulary import NewWord, Vocabulary, choose_words, extend, trim
+from pretraining.reshaping import COUNTS
+from pretraining.vocabulary import NewWord, Vocabulary, choose_words, extend, kind_of, trim
 from pretraining.working import CARD, KIND
 from retrieval.digests import tokenizer_digest
 from retrieval.documents import read_documents
@@ -85,9 +86,19 @@ class Shape:
             "dim": config.hidden_size,
         }
 
+    def check_vocabulary(self, *, extended: bool) -> None:
+        """Refuse a tokenizer whose vocabulary cannot be changed, before a corpus is read.
+
+        Raises:
+            InputError: It is of another kind than those of `vocabulary.KINDS`, or words cannot be added to it.
+        """
+        if extended:
+            choose_words(self._state(), Census(), 0)
+        kind_of(self._state())
+
     def trim(self, corpus: str, partial: Path, *, least_count: int, on_progress: OnProgress | None) -> None:
         """Leave out the pieces that a corpus does not use (`vocabulary.trim`)."""
-        census = self._census(corpus, partial / "trim.json", words=False, on_progress=on_progress)
+        census = self._census(corpus, partial / COUNTS[0], words=False, on_progress=on_progress)
         keep = set(self.tokenizer.all_special_ids)
         if FAMILIES[self.backbone.config.model_type].padded_positions:
             keep |= set(range(self.tokenizer.pad_token_id))  # positions are counted from this id
@@ -99,8 +110,7 @@ class Shape:
         Raises:
             InputError: No word would save a token.
         """
-        choose_words(self._state(), Census(), 0)  # refuses before the corpus is read
-        census = self._census(corpus, partial / "extend.json", words=True, on_progress=on_progress)
+        census = self._census(corpus, partial / COUNTS[1], words=True, on_progress=on_progress)
         chosen = choose_words(self._state(), census, words)
         if not chosen:
             raise InputError(f"no word that occurs twice in {corpus} is split; there is nothing to add")
@@ -160,7 +170,7 @@ class Shape:
         table = getattr(embeddings, name)
         padding = None if table.padding_idx is None else ids[table.padding_idx]
         weight = mean_rows(table.weight.detach(), vocabulary.rows)
-        setattr(embeddings, name, nn.Embedding(*weight.shape, padding_idx=padding, _weight=weight))
+        setattr(embeddings, name, nn.Embedding.from_pretrained(weight, freeze=False, padding_idx=padding))
         for key, value in config.to_dict().items():
             if key.endswith("_token_id") and isinstance(value, int) and value in ids:
                 setattr(config, key, ids[value])
@@ -172,7 +182,7 @@ class Shape:
             self.tokenizer.save_pretrained(folder)
             self.tokenizer = _with_state(Path(folder), vocabulary.state)
         length = self.model.max_seq_length  # which lives in the tokenizer
-        self.model.tokenizer = self.tokenizer
+        self.model[0].processor = self.tokenizer
         self.model.max_seq_length = length
 
     def _replace(self, backbone: Any) -> None:

@@ -63,7 +63,7 @@ def trim(state: State, census: Census, *, least_count: int, keep: Collection[int
     Raises:
         InputError: The tokenizer is of a kind for which that does not hold.
     """
-    kind = _kind(state)
+    kind = kind_of(state)
     pieces = _pieces(state)
     keep = {*keep, *(token["id"] for token in state["added_tokens"])}
     kept = {
@@ -84,8 +84,8 @@ def trim(state: State, census: Census, *, least_count: int, keep: Collection[int
     if isinstance(model.get("unk_token"), str):
         kept.add(model["unk_token"])
     old = {number for piece, number in pieces.items() if piece in kept} | keep
-    rows = [(number,) for number in sorted(old)]
-    return Vocabulary(_renumbered(state, {number: new for new, (number,) in enumerate(rows)}), rows)
+    rows: list[tuple[int, ...]] = [(number,) for number in sorted(old)]
+    return Vocabulary(_renumbered(state, {row[0]: new for new, row in enumerate(rows)}), rows)
 
 
 def choose_words(state: State, census: Census, count: int) -> list[NewWord]:
@@ -96,9 +96,9 @@ def choose_words(state: State, census: Census, count: int) -> list[NewWord]:
     Raises:
         InputError: The tokenizer is no WordPiece one, or a longer word might become unknown.
     """
-    if _kind(state) != "WordPiece":
+    if kind_of(state) != "WordPiece":
         raise InputError(
-            f"the tokenizer is of kind {_kind(state)}, in which a whole word cannot be added without a change to how "
+            f"the tokenizer is of kind {kind_of(state)}, in which a whole word cannot be added without a change to how "
             "other words are split and spaces are read; extension supports WordPiece"
         )
     mark = state["model"]["continuing_subword_prefix"]
@@ -139,7 +139,12 @@ def extend(state: State, size: int, words: Sequence[NewWord]) -> Vocabulary:
     return Vocabulary(state, rows)
 
 
-def _kind(state: State) -> str:
+def kind_of(state: State) -> str:
+    """The kind of a tokenizer's model.
+
+    Raises:
+        InputError: It cannot be changed exactly.
+    """
     model = state["model"]
     kind = str(model.get("type"))
     if kind not in KINDS:
