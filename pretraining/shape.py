@@ -284,7 +284,11 @@ def _heads(folder: Path, settings: ModelFolder, backbone: Any) -> tuple[Vocabula
     own = {key.removeprefix(_HEAD): value for key, value in tensors.items() if key.startswith(_HEAD)}
     others = {key: value for key, value in tensors.items() if not key.startswith(_HEAD)}
     if own:
-        head.load_state_dict(own)
+        try:
+            head.load_state_dict(own)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:120]
+            raise InputError(f"{path.parent} does not fit the model ({reason}…); remove that folder") from None
     elif not load_language_head(head, settings.backbone, backbone.config.model_type):
         return None, others
     return head, others

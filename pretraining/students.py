@@ -212,7 +212,7 @@ def train(
 ) -> None:
     """Train and publish; arguments as in `distill`."""
     teacher_folder, student_folder = resolve(config.teacher), resolve(config.student)
-    teacher = load_sentence_transformer(teacher_folder)
+    teacher = load_sentence_transformer(teacher_folder).float()
     student = load_student(student_folder, config.student, read_model_folder(teacher_folder))
     model = Distillation(student, teacher, config)
     agreement = {"before": agreement_of(model, held_out)}
@@ -273,6 +273,7 @@ def load_student(folder: Path, name: str, teacher: ModelFolder) -> Any:
     model = SentenceTransformer(
         modules=[*modules, *([Normalize()] if teacher.normalize else [])], prompts=teacher.prompts, device="cpu"
     )
+    model = model.float()  # whatever the folder holds, learning takes float32
     limit = own.max_length if own else model.max_seq_length
     model.max_seq_length = min(teacher.max_length, limit or teacher.max_length)
     return model

@@ -28,8 +28,10 @@ from pretraining.backbones import Backbone
 from pretraining.base import load_base
 from pretraining.masking import MaskOptions
 from pretraining.objective import Objective
+from pretraining.students import load_student
 from retrieval.cli import build_app
 from retrieval.encoder import Encoder
+from retrieval.model_folder import read_model_folder
 
 USED = ["river stone walk", "stone green river", "rivers walkxy green", "stonewalk stonewalk"]
 SIZES = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, initializer_range=0.3)
@@ -253,6 +255,26 @@ def test_models_of_other_kinds_are_refused(model_folder, tmp_path):
     (tmp_path / "dense" / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
     with pytest.raises(InputError, match="does not tie its output"):
         reshape(tmp_path / "dense", tmp_path / "out", keep_layers=1)
+
+
+def test_heads_of_another_vocabulary_are_refused(base, corpus, used, tmp_path):
+    pretrain(corpus, tmp_path / "model", base=base, objective="mlm", max_steps=1, batch_size=4, max_length=16)
+    reshape(tmp_path / "model", tmp_path / "small", trim_vocabulary=used)
+    shutil.rmtree(tmp_path / "model" / "heads")
+    shutil.copytree(tmp_path / "small" / "heads", tmp_path / "model" / "heads")
+    with pytest.raises(InputError, match="heads does not fit the model .* remove that folder"):
+        reshape(tmp_path / "model", tmp_path / "out", grow_layers=2)
+
+
+def test_a_model_of_half_precision_stays_one_and_its_student_is_none(model_folder, used, tmp_path):
+    half = SentenceTransformer(str(model_folder), device="cpu").half()
+    half.save_pretrained(str(tmp_path / "half"), create_model_card=False)
+    card = reshape(tmp_path / "half", tmp_path / "small", trim_vocabulary=used, keep_layers=1, grow_width=2).card
+    assert card["before"]["bytes"] == 2 * card["before"]["parameters"]
+    weights = load_file(tmp_path / "small" / "model.safetensors")
+    assert {value.dtype for value in weights.values()} == {torch.float16}
+    student = load_student(tmp_path / "small", "small", read_model_folder(model_folder))
+    assert {value.dtype for value in student.parameters()} == {torch.float32}
 
 
 def test_the_command_says_what_it_did(model_folder, used, tmp_path):
