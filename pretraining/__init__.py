@@ -10,10 +10,16 @@ if TYPE_CHECKING:
     from pretraining.adaptation import AdaptConfig as AdaptConfig
     from pretraining.adaptation import AdaptResult as AdaptResult
     from pretraining.adaptation import adapt as adapt
+    from pretraining.distillation import DistillConfig as DistillConfig
+    from pretraining.distillation import DistillResult as DistillResult
+    from pretraining.distillation import distill as distill
     from pretraining.masking import MaskOptions as MaskOptions
     from pretraining.masking import seeded as seeded
     from pretraining.model import PretrainingModel as PretrainingModel
     from pretraining.objective import Objective as Objective
+    from pretraining.reshaping import ReshapeConfig as ReshapeConfig
+    from pretraining.reshaping import ReshapeResult as ReshapeResult
+    from pretraining.reshaping import reshape as reshape
     from pretraining.run import PretrainConfig as PretrainConfig
     from pretraining.run import PretrainResult as PretrainResult
     from pretraining.run import pretrain as pretrain
@@ -22,25 +28,37 @@ _HOMES = {
     "AdaptConfig": "adaptation",
     "AdaptResult": "adaptation",
     "adapt": "adaptation",
+    "DistillConfig": "distillation",
+    "DistillResult": "distillation",
     "MaskOptions": "masking",
     "Objective": "objective",
     "PretrainConfig": "run",
     "PretrainResult": "run",
     "PretrainingModel": "model",
+    "ReshapeConfig": "reshaping",
+    "ReshapeResult": "reshaping",
+    "distill": "distillation",
     "pretrain": "run",
+    "reshape": "reshaping",
     "seeded": "masking",
 }
 
 __all__ = [
     "AdaptConfig",
     "AdaptResult",
+    "DistillConfig",
+    "DistillResult",
     "MaskOptions",
     "Objective",
     "PretrainConfig",
     "PretrainResult",
     "PretrainingModel",
+    "ReshapeConfig",
+    "ReshapeResult",
     "adapt",
+    "distill",
     "pretrain",
+    "reshape",
     "seeded",
 ]
 

@@ -32,6 +32,8 @@ COMMANDS = {
     "pretrain": "pretraining.commands:pretrain",
     "adapt": "pretraining.commands:adapt",
     "hybrid": "pretraining.commands:hybrid",
+    "reshape": "pretraining.shape_commands:reshape",
+    "distill": "pretraining.shape_commands:distill",
     "evaluate": "evaluation.commands:evaluate",
     "collection": "evaluation.commands:collection",
 }
