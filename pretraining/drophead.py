@@ -9,6 +9,7 @@ from torch import Tensor
 
 from indexes.errors import InputError
 from pretraining.backbones import Backbone
+from pretraining.layers import LAYERS, layers_of
 
 
 @contextlib.contextmanager
@@ -34,9 +35,15 @@ def dropped_heads(backbone: Backbone, share: float) -> Iterator[None]:
         return ((context.unflatten(-1, (heads, -1)) * kept).flatten(-2), *inputs[1:])
 
     with contextlib.ExitStack() as hooks:
-        for module in backbone.attention_outputs():
+        for module in attention_outputs(backbone.module):
             hooks.callback(module.register_forward_pre_hook(strike).remove)
         yield
+
+
+def attention_outputs(module: Any) -> list[torch.nn.Module]:
+    """Each layer's map that puts its attention heads together; its input is what they say, one after the other."""
+    name = LAYERS[module.config.model_type].attention_output
+    return [layer.get_submodule(name) for layer in layers_of(module)]
 
 
 def head_weights(texts: int, heads: int, share: float, device: torch.device) -> Tensor:

@@ -1,57 +1,69 @@
 """An equal-budget table: what a few steps of each objective on the collections' own texts do to an encoder.
 
-Every objective has the same base, texts, tokens, fine-tuning and seeds. Pretraining reads the documents of all
-collections together; fine-tuning is contrastive, on pairs made of the same documents, the same ones for all; what is
-measured is nDCG@10 of exact search, on the queries of each collection, with 95% bootstrap intervals over queries. Runs
-are kept as they end, and the command goes on where it was. On 2 cores a run takes about four minutes:
+Every objective has the same base, texts, fine-tuning and seeds, and its encoder reads as many tokens: where a text is
+read twice, half as many texts are in a batch. The base is a small one that knows masked words alone (see `base.py`).
+Pretraining reads the documents of all collections together; fine-tuning is contrastive, on pairs made of the same
+documents, the same ones for all; what is measured is nDCG@10 of exact search, on the queries of each collection, with
+95% bootstrap intervals over queries. Runs are kept as they end, and the command goes on where it was. On 2 cores a run
+takes two to three minutes:
 
-    python -m benchmarks.objectives.table --seeds 3
+    python -m benchmarks.objectives.table FOLDER-OF-THE-BASE --seeds 3
 
-For a GPU: --base BERT-FOLDER --steps 5000 --batch 256 --length 256 --tune-steps 500 --collections all
+For a GPU: --base BERT-FOLDER --steps 5000 --batch 256 --length 256 --rate 1e-4 --tune-steps 500 --collections all
 """
 
 import argparse
 import itertools
 import json
-import os
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.setting import HERE, machine
+from benchmarks.objectives.base import data, make
+from benchmarks.setting import machine
 from evaluation import evaluate, load_dataset
 from evaluation.significance import bootstrap_interval
 from pretraining import adapt, pretrain
 from retrieval import Encoder, Retriever, build_index
-from retrieval.model_folder import PACKAGED
 
-OBJECTIVES: dict[str, Any] = {
-    "none": None,
-    "mlm": "mlm",
-    "bowdpr": "bowdpr",
-    "retromae": "retromae",
-    "dupmae": "dupmae",
-    "condenser": "condenser",
-    "cocondenser": "cocondenser",
-    "cotmae": "cotmae",
-    "simcse": "simcse",
-    "crops": "contriever",
-    "ict pairs": ("sentence",),
-    "prop pairs": ("words",),
-    "mlm + bowdpr + spans": {"encoder_mlm": 1.0, "bag_of_words_cls": 0.5, "span_contrast": 0.1},
-    "dupmae + crops": {"encoder_mlm": 1.0, "decoder_mlm": 1.0, "bag_of_words": 0.1, "crop_contrast": 0.2},
+
+class Tried(NamedTuple):
+    """An objective of the table."""
+
+    objective: Any
+    """What `pretrain` takes; a tuple: samplers of pairs for the contrastive loss of `adapt`; None: nothing."""
+    passes: float = 1.0
+    """How often the encoder reads each token of a batch."""
+
+
+TRIED = {
+    "none": Tried(None),
+    "mlm": Tried("mlm"),
+    "bowdpr": Tried("bowdpr"),
+    "retromae": Tried("retromae"),
+    "dupmae": Tried("dupmae"),
+    "condenser": Tried("condenser"),
+    "cocondenser": Tried("cocondenser", 2),  # two spans a document
+    "cotmae": Tried("cotmae", 2),
+    "tsdae": Tried("tsdae", 0.5),  # 0.4 of the text, besides the decoder
+    "simcse": Tried("simcse", 2),
+    "mirror-bert": Tried("mirror-words", 2),
+    "crops": Tried("contriever", 0.55),  # two crops, 0.05 to 0.5 of the text each
+    "ict pairs": Tried(("sentence",)),
+    "prop pairs": Tried(("words",)),
+    "mlm + bowdpr + spans": Tried({"encoder_mlm": 1.0, "bag_of_words_cls": 0.5, "span_contrast": 0.1}, 2),
+    "dupmae + crops": Tried({"encoder_mlm": 1.0, "decoder_mlm": 1.0, "bag_of_words": 0.1, "crop_contrast": 0.2}, 1.55),
 }
-"""Names of objectives or their terms; a tuple: samplers of pairs for the contrastive loss."""
 SMALL = ("cranfield", "cisi", "cacm")
 OUT = Path(__file__).with_suffix(".json")
 
 
 def collections(wanted: list[str]) -> dict[str, Path]:
-    root = Path(os.environ.get("RETROKIT_TEST_DATA", HERE.parents[1] / "shared" / "data")) / "beir"
+    root = data() / "beir"
     found = {folder.name: folder for folder in sorted(root.iterdir()) if (folder / "qrels").is_dir()}
     return found if wanted == ["all"] else {name: found[name] for name in wanted}
 
@@ -68,25 +80,25 @@ def corpus_of(folders: dict[str, Path], path: Path) -> Path:
 
 def train(name: str, corpus: Path, folder: Path, seed: int, options: argparse.Namespace) -> str:
     """Pretrain under an objective, then fine-tune as all are; gives the last encoder's folder."""
-    objective, encoder = OBJECTIVES[name], options.base
-    common = {"seed": seed, "precision": options.precision, "batch_size": options.batch}
+    (objective, passes), encoder = TRIED[name], str(options.base)
+    common = {"seed": seed, "precision": options.precision, "batch_size": max(2, round(options.batch / passes))}
     if isinstance(objective, tuple):
         pairs = {**common, "max_length": options.length // 2}  # two texts each, so that tokens are as many
-        adapt(corpus, folder / "pretrained", encoder=encoder, samplers=objective, steps=options.steps, **pairs)
+        adapt(
+            corpus, folder / "pretrained", encoder=encoder, samplers=objective, steps=options.steps,
+            learning_rate=options.rate, held_out=50, checks=1, **pairs,
+        )  # fmt: skip
         encoder = str(folder / "pretrained")
     elif objective is not None:
-        # Terms over pairs read two spans a document, those with passes of their own two texts.
-        twice = any(term in str(objective) for term in ("cocondenser", "cotmae", "span_contrast"))
-        sizes = {**common, "batch_size": options.batch // 2} if twice else common
         pretrain(
             corpus, folder / "pretrained", base=encoder, objective=objective, max_steps=options.steps,
-            max_length=options.length, learning_rate=options.rate, save_steps=options.steps, **sizes,
+            max_length=options.length, learning_rate=options.rate, save_steps=options.steps, **common,
         )  # fmt: skip
         encoder = str(folder / "pretrained")
     tuning = {"samplers": ("title", "span"), "steps": options.tune_steps, "max_length": 96, "checks": 1}
     adapt(
         corpus, folder / "tuned", encoder=encoder, seed=1000 + seed, batch_size=32, held_out=50,
-        precision=options.precision, **tuning,
+        learning_rate=options.rate, precision=options.precision, **tuning,
     )  # fmt: skip
     return str(folder / "tuned")
 
@@ -128,19 +140,21 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", default=PACKAGED)
+    parser.add_argument("folder", type=Path, help="where the base is, or is made")
+    parser.add_argument("--base", help="another base")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--tune-steps", type=int, default=40)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--rate", type=float, default=5e-5)
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--tune-steps", type=int, default=60)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--length", type=int, default=96)
+    parser.add_argument("--rate", type=float, default=2e-4)
     parser.add_argument("--precision", default="bfloat16")
     parser.add_argument("--collections", nargs="*", default=list(SMALL))
-    parser.add_argument("--objectives", nargs="*", default=list(OBJECTIVES))
+    parser.add_argument("--objectives", nargs="*", default=list(TRIED))
     options = parser.parse_args()
     folders = collections(options.collections)
-    setting = {name: value for name, value in vars(options).items() if name not in ("seeds", "objectives")}
+    setting = {name: value for name, value in vars(options).items() if name not in ("seeds", "objectives", "folder")}
+    options.base = options.base or make(options.folder)
     known = json.loads(OUT.read_text()) if OUT.is_file() else {}
     runs = known["runs"] if known.get("setting") == setting else []
     for seed, name in itertools.product(range(options.seeds), options.objectives):

@@ -10,7 +10,7 @@ from indexes.errors import InputError
 from pretraining import pretrain
 from pretraining.backbones import FAMILIES, Backbone
 from pretraining.base import load_base, load_language_head
-from pretraining.drophead import dropped_heads
+from pretraining.drophead import attention_outputs, dropped_heads
 from pretraining.heads import VocabularyHead
 from pretraining.hybrid import language_model
 from pretraining.masking import MaskOptions, seeded
@@ -182,10 +182,10 @@ def test_heads_of_every_family_are_found(folder, batch, monkeypatch):
     """Striking out every head leaves what attention's biases and residuals say, in each layer."""
     model = base_of(folder, "mirror-words")
     parts = model.parts
-    assert len(parts.attention_outputs()) == parts.config.num_hidden_layers
+    assert len(attention_outputs(parts.module)) == parts.config.num_hidden_layers
     monkeypatch.setattr("pretraining.drophead.head_weights", lambda texts, heads, *_: torch.zeros(texts, heads))
     with dropped_heads(parts, 0.5):
         dropped = parts.run(*batch)[0]
-    for output in parts.attention_outputs():
+    for output in attention_outputs(parts.module):
         torch.nn.init.zeros_(output.weight)
     torch.testing.assert_close(dropped, parts.run(*batch)[0])
