@@ -99,9 +99,15 @@ class Backbone:
         """Tokens of the longest text, special ones included."""
         return int(self.config.max_position_embeddings) - self._first
 
-    def run(self, ids: Tensor, attention_mask: Tensor, *, layers: bool = False) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The last layer (b, t, d) for ids and mask (b, t); and all, the embeddings first, if they are asked for."""
+    def run(
+        self, ids: Tensor, attention_mask: Tensor, *, layers: bool = False, types: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The last layer (b, t, d) for ids and mask (b, t); and all, the embeddings first, if they are asked for.
+
+        `types` (b, t) are token types, where the family has them; by default all are 0.
+        """
         where = self._places(torch.arange(ids.shape[1], device=ids.device)[None].expand_as(ids))
+        where |= {} if types is None else {"token_type_ids": types}
         output = self.module(input_ids=ids, attention_mask=attention_mask, output_hidden_states=layers, **where)
         return output.last_hidden_state, tuple(output.hidden_states or ())
 

@@ -165,7 +165,12 @@ class Objective:
     @property
     def accompanied(self) -> bool:
         """Whether a term needs other texts beside each text."""
-        return bool(self.characters or self.fields)
+        return bool(self.characters or self.fields or self.word_sets)
+
+    @property
+    def word_sets(self) -> bool:
+        """Whether a term needs sets of words that represent each text."""
+        return any(TERMS[kind_of(name)].uses_word_sets for name in self.terms)
 
     def _option(self, term: str, name: str) -> Any:
         return self.terms[term].options.get(name, options_of(term)[name])
@@ -227,6 +232,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "tsdae": {"denoising": 1.0},
     "rts": {"replaced_detection": 1.0},
     "slm": {"swapped_lm": 1.0},
+    "prop": {"word_set_order": 1.0},
     "mirror": {"mirror_characters": 1.0},
     "mirror-words": {"mirror_words": 1.0},
 }
@@ -234,5 +240,5 @@ PRESETS: dict[str, dict[str, Any]] = {
 its paper weighs the bag of words 1), BowDPR (2401.11248), Condenser (2104.08253) with late MLM, coCondenser
 (2108.05540), CoT-MAE (2208.07670), LexMAE (2208.14754), SimCSE (2104.08821), Contriever (2112.09118; pool by mean),
 Mirror-BERT (2104.08027; characters masked, or words), TSDAE (2104.06979), and for rerankers random token substitution
-and swapped language modelling (2204.10515). SimLM's term and SAILER's need options of their own."""
+and swapped language modelling (2204.10515), PROP (2010.10137). SimLM's term and SAILER's need options of their own."""
 NAMES = ", ".join(PRESETS)

@@ -14,6 +14,7 @@ from pretraining.terms.simlm import ReplacedLM
 from pretraining.terms.spans import SpanContrast, SpanDecoder
 from pretraining.terms.term import Term
 from pretraining.terms.tsdae import Denoising
+from pretraining.terms.word_order import WordSetOrder
 
 TERMS: dict[str, type[Term]] = {
     "encoder_mlm": EncoderMLM,
@@ -33,4 +34,5 @@ TERMS: dict[str, type[Term]] = {
     "crop_contrast": CropContrast,
     "replaced_detection": ReplacedDetection,
     "swapped_lm": SwappedLM,
+    "word_set_order": WordSetOrder,
 }

@@ -25,6 +25,7 @@ class Term(nn.Module, ABC):
         uses_pairs: Whether it needs two spans of one document beside each other: rows 2i and 2i + 1.
         uses_characters: Whether it needs each text once more, with some of its characters masked.
         uses_field: Whether its option `field` names a field of the documents that it needs beside each text.
+        uses_word_sets: Whether it needs two sets of words that represent each text.
         uses_whole_step: Whether it is a loss over the sentence vectors of all texts of an optimiser step, (n, d) in
             this process, which its method `of_vectors` then gives.
         caution: Where it is known to hurt, for a person to read before a run; empty where nothing is known.
@@ -36,6 +37,7 @@ class Term(nn.Module, ABC):
     uses_pairs: ClassVar[bool] = False
     uses_characters: ClassVar[bool] = False
     uses_field: ClassVar[bool] = False
+    uses_word_sets: ClassVar[bool] = False
     uses_whole_step: ClassVar[bool] = False
     caution: ClassVar[str] = ""
     starts_untrained: bool = True
