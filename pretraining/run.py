@@ -1,8 +1,7 @@
 """A pretraining run: a corpus and a base to a model folder, resumable at every step."""
 
 import contextlib
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,16 @@ from indexes.errors import InputError
 from indexes.manifest import refuse_existing
 from pretraining.base import Base, load_base
 from pretraining.checkpoints import keep_only, newest_checkpoint
+from pretraining.cleaning import Cleaner, CleaningOptions, describe_sources, sources, write_cleaned
 from pretraining.loop import PretrainingTrainer, resumable_arguments, trim_log
 from pretraining.masking import MaskOptions
+from pretraining.mixture import Mixture
 from pretraining.model import POOLINGS
 from pretraining.model_folder import LOG, package_versions, write_model_folder
 from pretraining.objective import Objective
-from pretraining.tokens import Collator, SpanPairs, TokenWindows, write_tokens
+from pretraining.tokens import Collator, SpanPairs, TokenWindows
 from pretraining.working import finished_card, partial_folder, working_folder
 from retrieval.digests import tokenizer_digest
-from retrieval.documents import corpus_fingerprint, read_documents
 from retrieval.loading import quiet
 
 _CHECKPOINTS, _TOKENS = "checkpoints", "tokens"
@@ -54,6 +54,11 @@ class PretrainConfig:
             the objective says, or 1.
         pooling: `cls` or `mean`; None takes what the base's folder records, else `cls`.
         precision: `float32`, or `bfloat16` for mixed precision: faster where the processor has it.
+        deduplicate: `none`; `exact`: of documents of the same words the first stays; `near`: near duplicates go too.
+        near_duplicates_at: The least Jaccard of the five-word shingles of near duplicates.
+        remove_queries: BEIR folders or files of test queries; documents that give one away go.
+        query_words: Words of a query that is looked for inside documents; a shorter one has to be all of a title or
+            text.
     """
 
     base: str
@@ -73,8 +78,13 @@ class PretrainConfig:
     row_fraction: float | None = None
     pooling: str | None = None
     precision: str = "float32"
+    deduplicate: str = "none"
+    near_duplicates_at: float = 0.8
+    remove_queries: Sequence[str | Path] = ()
+    query_words: int = 8
     parsed: Objective = field(init=False, repr=False)
     masks: MaskOptions = field(init=False, repr=False)
+    cleaning: CleaningOptions = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "base", str(self.base))
@@ -83,6 +93,10 @@ class PretrainConfig:
             parsed = parsed if value is None else parsed.with_option("decoder_mlm", name, value)
         object.__setattr__(self, "parsed", parsed)
         object.__setattr__(self, "masks", MaskOptions(self.encoder_mask_ratio, self.mask_unit))
+        given = [self.remove_queries] if isinstance(self.remove_queries, str | Path) else self.remove_queries
+        queries = tuple(map(str, given))
+        cleaning = CleaningOptions(self.deduplicate, self.near_duplicates_at, queries, self.query_words)
+        object.__setattr__(self, "cleaning", cleaning)
         for name, least in (
             ("max_steps", 1),
             ("batch_size", 1),
@@ -139,7 +153,7 @@ class PretrainResult:
 
 
 def pretrain(
-    corpus: str | Path,
+    corpus: str | Path | Mapping[str, float] | Mixture,
     output: str | Path,
     *,
     overwrite: bool = False,
@@ -153,8 +167,13 @@ def pretrain(
     newest complete checkpoint and ends with the same weights, bit for bit on a CPU. Under torchrun every process makes
     this call.
 
+    Corpora are read lazily, once for their fingerprints and once to be tokenised; what is in memory is said by
+    `Cleaner`, by `write_tokens`' arrays (8 bytes a document, 10 a window) and by the order of an epoch.
+
     Args:
-        corpus: What `retrieval.documents.read_documents` reads.
+        corpus: What `retrieval.documents.read_documents` reads, or a `Mixture`, or several corpora mapped to their
+            weights: how often each is gone through while one of weight 1 is gone through once, 0.5 being another half
+            of it each time.
         output: The model folder to make.
         overwrite: Replace an existing folder, and discard working state of another configuration.
         on_progress: Called with the steps done and `max_steps`.
@@ -166,7 +185,8 @@ def pretrain(
             another configuration (the message names the fields that differ).
     """
     config, target, note = PretrainConfig(**options), Path(output), on_note or (lambda _: None)
-    refuse_existing(target, overwrite=True, inputs=[corpus, config.base])
+    mixture = Mixture.of(corpus)
+    refuse_existing(target, overwrite=True, inputs=[*mixture.corpora, config.base, *config.cleaning.remove_queries])
     partial = partial_folder(target)
     base = load_base(config.base, config.parsed, config.masks, pooling=config.pooling, seed=config.seed)
     limit = base.model.parts.longest
@@ -185,17 +205,29 @@ def pretrain(
             seed=config.seed,
             mixed=config.precision == "bfloat16",
         )
-    card = _card(config, base, str(corpus), args)
+    queries, digests = config.cleaning.queries(), mixture.digests()
+    card = _card(config, base, args) | {"corpus": mixture.names()}
+    card["configuration"] |= {**mixture.record(digests), **config.cleaning.record(queries)}
     if finished := finished_card(target, card["configuration"], overwrite=overwrite):
         return PretrainResult(target, True, 0, finished)
     with contextlib.ExitStack() as held:
         with args.main_process_first(local=False):
             if args.should_save:
                 held.enter_context(working_folder(target, card, overwrite=overwrite))
-                _prepare(partial, corpus, base, card)
-        tokens = partial / _TOKENS
-        windows = SpanPairs(tokens, config.seed) if config.parsed.uses_pairs else TokenWindows(tokens)
-        _say_start(note, base, windows)
+                if not (partial / _TOKENS).is_dir():
+                    write_cleaned(
+                        mixture,
+                        digests,
+                        Cleaner(config.cleaning, queries),
+                        base.tokenizer,
+                        partial / _TOKENS,
+                        max_length=config.max_length,
+                        note=note,
+                    )
+                _drop_unfinished(partial)
+        windows = _open_tokens(partial / _TOKENS, config, mixture)
+        card["sources"] = sources(mixture, windows)
+        _say_start(note, base, windows, card["sources"])
         step = _train(base, windows, partial, args, on_progress, note)
         counts = {name: windows.manifest[name] for name in ("documents", "empty", "windows", "tokens")}
         card |= {"counts": counts, "untrained_heads": base.model.untrained_heads}
@@ -207,42 +239,44 @@ def pretrain(
     return PretrainResult(target, False, step, card)
 
 
-def _card(config: PretrainConfig, base: Base, corpus: str, args: TrainingArguments) -> dict[str, Any]:
-    """The run card; its `configuration` is what must be equal for a run to go on."""
+def _card(config: PretrainConfig, base: Base, args: TrainingArguments) -> dict[str, Any]:
+    """The run card but for its data; its `configuration` is what must be equal for a run to go on."""
     configuration = {
         **config.record(),
         "pooling": base.model.pooling,
         "processes": args.world_size,
         "base": base.fingerprint,
         "tokenizer": tokenizer_digest(base.tokenizer),
-        "corpus": corpus_fingerprint(read_documents(corpus)),
     }
     return {
         "made_by": "retrokit pretrain",
         "base": config.base,
-        "corpus": corpus,
         "global_batch": config.batch_size * config.accumulation * args.world_size,
         "configuration": configuration,
         "packages": package_versions(),
     }
 
 
-def _prepare(partial: Path, corpus: str | Path, base: Base, card: Mapping[str, Any]) -> None:
-    """Bring the working folder to where training can start: tokens, whole checkpoints only."""
-    if not (partial / _TOKENS).is_dir():
-        length = card["configuration"]["max_length"]
-        made = write_tokens(read_documents(corpus), base.tokenizer, partial / _TOKENS, max_length=length)
-        if made["corpus"] != card["configuration"]["corpus"]:
-            shutil.rmtree(partial / _TOKENS)
-            raise InputError(f"{corpus} changed while it was read; start again when it is at rest")
+def _drop_unfinished(partial: Path) -> None:
+    """Bring the working folder to where training can start: whole checkpoints only, and a log up to the newest."""
     step, newest = newest_checkpoint(partial / _CHECKPOINTS) or (0, None)
     keep_only(partial / _CHECKPOINTS, newest)
     trim_log(partial / LOG, step)
 
 
-def _say_start(note: OnNote, base: Base, windows: TokenWindows | SpanPairs) -> None:
+def _open_tokens(folder: Path, config: PretrainConfig, mixture: Mixture) -> TokenWindows | SpanPairs:
+    if config.parsed.uses_pairs:
+        return SpanPairs(folder, config.seed, mixture.weights)
+    return TokenWindows(folder, mixture.weights)
+
+
+def _say_start(
+    note: OnNote, base: Base, windows: TokenWindows | SpanPairs, corpora: Sequence[Mapping[str, Any]]
+) -> None:
     counts = windows.manifest
     empty = f", {counts['empty']:,} empty ones skipped" if counts["empty"] else ""
+    for line in describe_sources(corpora):
+        note(line)
     note(f"{counts['documents']:,} documents{empty}: {counts['windows']:,} windows, {counts['tokens']:,} tokens")
     if isinstance(windows, SpanPairs):
         note(f"two spans each of {len(windows):,} documents; the others are too short")

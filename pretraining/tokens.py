@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -68,51 +68,67 @@ def windows(length: int, capacity: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(edges))
 
 
-def write_tokens(documents: Iterable[Document], tokenizer: Any, folder: Path, *, max_length: int) -> dict[str, Any]:
-    """Tokenize a corpus lazily into a tokens folder, published in one step.
+def write_tokens(
+    documents: Iterable[Document],
+    tokenizer: Any,
+    folder: Path,
+    *,
+    max_length: int,
+    also: Sequence[Iterable[Document]] = (),
+    more: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Tokenize corpora lazily into a tokens folder, published in one step.
 
     The folder holds `tokens.npy` (uint16 or uint32 ids of all windows end to end), `word_starts.npy` (bool, the
     first piece of each whole word), `offsets.npy` (int64, windows + 1, where each begins), `documents.npy` (int64,
-    documents with a token + 1, the number of each one's first window) and a manifest.
+    documents with a token + 1, the number of each one's first window), `sources.npy` (uint16, windows, the number of
+    each one's corpus, from 0) and a manifest.
 
     Args:
         documents: The corpus; a document without tokens is skipped and counted.
         tokenizer: A fast tokenizer of transformers.
         folder: The folder to make; it must not exist.
         max_length: Tokens in a training row, [CLS] and [SEP] included. Longer documents become several windows.
+        also: Further corpora, one after the other.
+        more: What else the manifest is to say, by the time when all documents are read.
 
     Returns:
-        The manifest's counts: documents, empty documents, windows, tokens, and the fingerprints.
+        The manifest's counts: documents, empty documents, windows, tokens, in all and by corpus (`sources`), and the
+        fingerprints.
 
     Raises:
-        InputError: The folder exists, or no document has a token.
+        InputError: The folder exists, or no document of a corpus has a token.
     """
     engine, continued = plain_tokenizer(tokenizer), continuations(tokenizer)
     kind = np.dtype(np.uint16 if len(continued) - 1 <= _LARGEST_SHORT else np.uint32)
-    digest, offsets, firsts = hashlib.sha256(), array("q", [0]), array("q", [0])
-    counts = {"documents": 0, "empty": 0}
+    digest, offsets, firsts, sources = hashlib.sha256(), array("q", [0]), array("q", [0]), array("H")
+    counts = [dict.fromkeys(("documents", "empty", "windows", "tokens"), 0) for _ in range(1 + len(also))]
     with new_folder(folder) as new:
         with _Column(new / "tokens.npy", kind) as ids, _Column(new / "word_starts.npy", np.dtype(bool)) as starts:
-            for batch in _batches(documents):
+            for source, batch in _numbered_batches([documents, *also]):
                 for document in batch:
                     digest.update(document_bytes(document))
                 for encoding in engine.encode_batch([item.content for item in batch], add_special_tokens=False):
                     pieces = np.asarray(encoding.ids, dtype=kind)
                     ids.append(pieces)
                     starts.append(word_starts(pieces, encoding.word_ids, continued))
-                    counts["documents"] += 1
-                    counts["empty"] += not len(pieces)
-                    base = offsets[-1]
-                    offsets.extend(base + end for _, end in windows(len(pieces), max_length - SPECIALS))
-                    firsts.extend([len(offsets) - 1] if len(pieces) else [])
-        if len(offsets) == 1:
-            raise InputError(f"none of the corpus's {counts['documents']:,} documents has a token; expected some text")
+                    base, parts = offsets[-1], windows(len(pieces), max_length - SPECIALS)
+                    offsets.extend(base + end for _, end in parts)
+                    firsts.extend([len(offsets) - 1] if parts else [])
+                    sources.extend([source] * len(parts))
+                    added = {"documents": 1, "empty": not parts, "windows": len(parts), "tokens": len(pieces)}
+                    counts[source] = {name: count + added[name] for name, count in counts[source].items()}
+        for number, one in enumerate(counts, start=1):
+            if not one["windows"]:
+                which = "the corpus" if len(counts) == 1 else f"corpus {number}"
+                raise InputError(f"none of {which}'s {one['documents']:,} documents has a token; expected some text")
         np.save(new / "offsets.npy", np.asarray(offsets, dtype=np.int64))
         np.save(new / "documents.npy", np.asarray(firsts, dtype=np.int64))
+        np.save(new / "sources.npy", np.asarray(sources, dtype=np.uint16))
         content = {
-            **counts,
-            "windows": len(offsets) - 1,
-            "tokens": offsets[-1],
+            **{name: sum(one[name] for one in counts) for name in counts[0]},
+            "sources": counts,
+            **(more or {}),
             "max_length": max_length,
             "corpus": digest.hexdigest(),
             "tokenizer": tokenizer_digest(tokenizer),
@@ -134,12 +150,20 @@ def word_starts(ids: np.ndarray, word_ids: Sequence[int | None], continued: np.n
 
 
 class TokenWindows(Dataset[dict[str, np.ndarray]]):
-    """The windows of a tokens folder, memory-mapped; item: `ids` (t,) and `word_starts` (t,), without specials."""
+    """The windows of a tokens folder, memory-mapped; item: `ids` (t,) and `word_starts` (t,), without specials.
 
-    def __init__(self, folder: Path) -> None:
-        self.manifest = open_manifest(folder, KIND)
-        self._ids, self._starts, self._offsets = (
-            map_array(folder / f"{name}.npy") for name in ("tokens", "word_starts", "offsets")
+    Args:
+        folder: The tokens folder.
+        weights: How often each corpus is gone through; see `pretraining.mixture`.
+
+    Attributes:
+        sources: The number of each window's corpus, (rows,).
+    """
+
+    def __init__(self, folder: Path, weights: Sequence[float] = (1.0,)) -> None:
+        self.manifest, self.weights = open_manifest(folder, KIND), tuple(weights)
+        self._ids, self._starts, self._offsets, self.sources = (
+            map_array(folder / f"{name}.npy") for name in ("tokens", "word_starts", "offsets", "sources")
         )
 
     def __len__(self) -> int:
@@ -159,18 +183,27 @@ class SpanPairs(Dataset[list[dict[str, np.ndarray]]]):
     Args:
         folder: The tokens folder.
         seed: Of what is drawn.
+        weights: How often each corpus is gone through; see `pretraining.mixture`.
+
+    Attributes:
+        sources: The number of each document's corpus, (rows,).
 
     Raises:
-        InputError: No document is long enough.
+        InputError: No document of a corpus is long enough.
     """
 
-    def __init__(self, folder: Path, seed: int) -> None:
-        self.manifest = open_manifest(folder, KIND)
+    def __init__(self, folder: Path, seed: int, weights: Sequence[float] = (1.0,)) -> None:
+        self.manifest, self.weights = open_manifest(folder, KIND), tuple(weights)
         self._ids, self._starts = (map_array(folder / f"{name}.npy") for name in ("tokens", "word_starts"))
-        begins = map_array(folder / "offsets.npy")[map_array(folder / "documents.npy")]
+        firsts = map_array(folder / "documents.npy")
+        begins = map_array(folder / "offsets.npy")[firsts]
         long = np.flatnonzero(np.diff(begins) >= 2 * _LEAST_SPAN)
-        if not len(long):
-            raise InputError(f"no document has {2 * _LEAST_SPAN} tokens, for two spans of it; give longer documents")
+        self.sources = map_array(folder / "sources.npy")[firsts[long]]
+        for number in range(len(self.weights)):
+            if number not in self.sources:
+                of = f" of corpus {number + 1}" if len(self.weights) > 1 else ""
+                least = 2 * _LEAST_SPAN
+                raise InputError(f"no document{of} has {least} tokens, for two spans of it; give longer documents")
         self._begins, self._ends, self.seed = begins[long], begins[long + 1], seed
 
     def __len__(self) -> int:
@@ -236,7 +269,9 @@ class _Column:
         self.file.close()
 
 
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    iterator = iter(documents)
-    while batch := list(itertools.islice(iterator, _DOCUMENTS_AT_ONCE)):
-        yield batch
+def _numbered_batches(corpora: Sequence[Iterable[Document]]) -> Iterator[tuple[int, list[Document]]]:
+    """Some documents of one corpus at a time, with its number."""
+    for number, documents in enumerate(corpora):
+        iterator = iter(documents)
+        while batch := list(itertools.islice(iterator, _DOCUMENTS_AT_ONCE)):
+            yield number, batch
