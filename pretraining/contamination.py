@@ -81,7 +81,7 @@ class TestQueries:
         """
         found = np.array(
             [
-                text in self._queries or (bool(item.title) and not self._queries.isdisjoint(_parts(item)))
+                text in self._queries or (bool(item.title) and not self._queries.isdisjoint(_parts(item.title, text)))
                 for item, text in zip(documents, texts, strict=True)
             ],
             dtype=bool,
@@ -98,5 +98,7 @@ class TestQueries:
         return found
 
 
-def _parts(document: Document) -> tuple[str, str]:
-    return normalised(document.title), normalised(document.text)
+def _parts(title: str, content: str) -> tuple[str, str]:
+    """The normal forms of a title and of the text that follows it in a content's normal form."""
+    title = normalised(title)
+    return title, content.removeprefix(title).removeprefix(" ")

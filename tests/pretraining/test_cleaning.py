@@ -216,6 +216,15 @@ def test_other_data_over_the_same_working_folder_are_refused_by_name(corpora, qu
             pretrain(data, tmp_path / "model", base=base, **(options | changes))
 
 
+def test_no_input_is_overwritten(corpora, queries, base):
+    one, other = corpora
+    for output in (Path(other).parent, queries):
+        with pytest.raises(InputError, match="is or holds the input"):
+            pretrain({one: 1, other: 1}, output, base=base, remove_queries=queries, overwrite=True, **OPTIONS)
+    assert Path(other).exists()
+    assert (queries / "queries.jsonl").exists()
+
+
 def test_one_corpus_in_a_mapping_is_that_corpus(corpora, base, tmp_path):
     options = OPTIONS | {"max_steps": 2, "base": base}
     pretrain(corpora[0], tmp_path / "model", **options)
