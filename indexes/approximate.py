@@ -15,6 +15,7 @@ from indexes.exact import search_exact
 from indexes.faiss_files import load_faiss, reason, stored_rows
 from indexes.gpu import GpuCopy, can_be_copied, device_number
 from indexes.hits import Hits, top
+from indexes.layout import open_order, order_file
 from indexes.targets import Targets
 
 ExactSearch = Callable[[NDArray[np.float32], int, NDArray[np.bool_] | None], Hits]
@@ -68,6 +69,9 @@ class Approximate:
         self._is_graph = isinstance(self._index, faiss.IndexHNSW)
         self._refines = isinstance(self._index, faiss.IndexRefine)
         self.exhaustive = type(self._index).__name__ == "IndexFlatIP"
+        self._order = open_order(path)  # the row at each place
+        if self._order is not None and len(self._order) != self.rows + 1:
+            raise InputError(f"{order_file(path)} has {len(self._order) - 1} rows of {self.rows}; make the index again")
         widen(faiss, self._index)
 
     def search(
@@ -122,7 +126,7 @@ class Approximate:
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """FAISS' scores and rows (q, wanted); -1 where it found none, or one that is not to be kept."""
         if some:
-            scores, rows = self._index.search(queries, wanted, params=parameters)
+            scores, rows = self._in_file(queries, wanted, parameters)
             if self._is_graph:
                 rows[self._far_from(queries, keep)] = -1  # type: ignore[arg-type] # (so that they are searched exactly)
             return scores, rows
@@ -139,7 +143,14 @@ class Approximate:
             nprobe = min(self._index.nlist, effort.nprobe or usual_nprobe(self._index.nlist))
             if self._gpu.takes(wanted, nprobe):
                 return self._gpu.search(queries, wanted, nprobe)
-        return self._index.search(queries, wanted, params=parameters)
+        return self._in_file(queries, wanted, parameters)
+
+    def _in_file(
+        self, queries: NDArray[np.float32], wanted: int, parameters: Any
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """What FAISS finds, scores and rows (q, wanted); its file may have them in another order."""
+        scores, places = self._index.search(queries, wanted, params=parameters)
+        return scores, places if self._order is None else self._order[places]
 
     def move_to(self, device: Any) -> None:
         """Have a torch device search: exact indexes by products there, inverted lists by FAISS, where it can.
@@ -168,7 +179,7 @@ class Approximate:
         At 1,000,000 vectors, half of them kept, such queries' recall was 0.84 with an ef of 256, 0.92 with 2,048.
         """
         nearest = self._faiss.SearchParametersHNSW(efSearch=_NEAREST)
-        _, rows = self._index.search(queries, _NEAREST, params=nearest)
+        _, rows = self._in_file(queries, _NEAREST, nearest)
         return keep[rows].mean(axis=1) < _FAR * np.count_nonzero(keep) / self.rows
 
     def _plan(self, queries: int, k: int, keep: NDArray[np.bool_] | None, effort: Effort) -> tuple[bool, int, Any]:
@@ -211,16 +222,17 @@ class Approximate:
         lists = isinstance(self._index, faiss.IndexIVF)
         nprobe = (effort.nprobe or usual_nprobe(self._index.nlist)) / share if lists else math.inf
         if lists and nprobe < self._index.nlist:
-            return faiss.SearchParametersIVF(sel=_selector(faiss, keep), nprobe=math.ceil(nprobe))
+            return faiss.SearchParametersIVF(sel=self._selector(keep), nprobe=math.ceil(nprobe))
         if self._is_graph and share >= (_GRAPH_SHARE_OF_FEW if queries < _FEW_QUERIES else _GRAPH_SHARE):
             ef = math.ceil(max(effort.ef or EF, 2 * wanted) / share)
-            return faiss.SearchParametersHNSW(sel=_selector(faiss, keep), efSearch=ef)
+            return faiss.SearchParametersHNSW(sel=self._selector(keep), efSearch=ef)
         return None
+
+    def _selector(self, keep: NDArray[np.bool_]) -> Any:
+        if self._order is not None:
+            keep = keep[self._order[:-1]]
+        return self._faiss.IDSelectorBitmap(np.packbits(keep, bitorder="little"))
 
     def scores(self, queries: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Exact inner products of each query (q, d) with its own rows (q, m); -inf where a row is -1."""
         return self.targets.scores(queries, rows)
-
-
-def _selector(faiss: Any, keep: NDArray[np.bool_]) -> Any:
-    return faiss.IDSelectorBitmap(np.packbits(keep, bitorder="little"))

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexes.errors import InputError
+from indexes.layout import lay_out, order_file, save_order
 from indexes.vectors import Rows
 
 _DISTRIBUTIONS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs", "faiss-gpu-cu12", "faiss-gpu-cu11")
@@ -57,7 +58,7 @@ def fill(index: Any, store: Rows) -> Any:
 
 
 def build_faiss(store: Rows, factory: str, path: Path, how: Fill = fill) -> None:
-    """Build a FAISS index of inner products over all rows and write it to a file.
+    """Build a FAISS index of inner products over all rows and write it to a file; its layout beside it, if it has one.
 
     Args:
         store: The vectors.
@@ -74,6 +75,9 @@ def build_faiss(store: Rows, factory: str, path: Path, how: Fill = fill) -> None
     except RuntimeError as error:
         raise InputError(f"FAISS cannot build {factory!r} over {len(store)} × {store.dim}: {reason(error)}") from None
     faiss = load_faiss()
+    order_file(path).unlink(missing_ok=True)
+    if (order := lay_out(faiss, faiss.downcast_index(index))) is not None:
+        save_order(order, path)
     faiss.write_index(index, str(path))
     _check_written(faiss, path, len(store))
 

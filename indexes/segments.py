@@ -17,6 +17,7 @@ from indexes.efforts import DEFAULT, Effort
 from indexes.errors import InputError
 from indexes.faiss_files import Fill, build_faiss, fill, load_faiss, stored_rows
 from indexes.hits import Hits
+from indexes.layout import order_file
 from indexes.names import WHOLE, Id, Names, text_of
 from indexes.passages import Passages, check_passages
 from indexes.postings import Postings, Terms
@@ -226,10 +227,12 @@ def over_another_file(folder: Path, segment: Segment, file: Path) -> None:
     """
     for path in segment.folder.rglob("*"):
         place = folder / path.relative_to(segment.folder)
-        if path.is_file() and path not in (segment.file, segment.folder / _VECTORS):
+        if path.is_file() and path not in (segment.file, order_file(segment.file), segment.folder / _VECTORS):
             place.parent.mkdir(exist_ok=True)
             _link(path, place)
     _link(file, folder / _DENSE)
+    if order_file(file).is_file():
+        _link(order_file(file), order_file(folder / _DENSE))
     vectors = segment.dense.targets
     _keep_raw_rows(JoinedRows([(vectors, np.arange(len(vectors)))]), folder)
 

@@ -21,6 +21,7 @@ from indexes.errors import InputError
 from indexes.exact import search_exact
 from indexes.faiss_files import build_faiss
 from indexes.hits import Hits
+from indexes.layout import file_bytes, order_file
 from indexes.manifest import sync
 from indexes.operating_points import Goal, Point, fastest, least_mean, recalls, refusal
 from indexes.passages import Passages
@@ -264,8 +265,10 @@ class Tuning:
             start = time.perf_counter()
             new = path.with_suffix(".new")
             build_faiss(rows, factory, new)
-            sync(new)
-            new.rename(path)
+            for made, place in ((order_file(new), order_file(path)), (new, path)):  # the file itself last
+                if made.is_file():
+                    sync(made)
+                    made.rename(place)
             self._report(f"{factory} built over {len(rows):,} vectors in {time.perf_counter() - start:.1f} s")
         return path
 
@@ -292,7 +295,7 @@ def _approximate(
 
     inner = dense or searched
     assert isinstance(inner, Approximate)  # noqa: S101 - for the type checker
-    return Candidate(factory, search, inner.ladder(), path.stat().st_size, inner.exhaustive)
+    return Candidate(factory, search, inner.ladder(), file_bytes(path), inner.exhaustive)
 
 
 def _summary(factory: str, points: Sequence[Point], goal: Goal) -> str:

@@ -34,6 +34,8 @@ class Family(NamedTuple):
     """What the setting of the head's activation is called."""
     epsilon: str = "layer_norm_eps"
     """What that of its norm is called."""
+    attention_output: str = "attention.output.dense"
+    """The end of the name of each layer's map that puts attention heads together."""
 
 
 _BERT_HEAD = HeadPlace("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions.bias")
@@ -44,9 +46,11 @@ FAMILIES = {
     "bert": Family((_BERT_HEAD,), types=True),
     "roberta": _ROBERTA._replace(types=True),
     "xlm-roberta": _ROBERTA._replace(types=True),
-    "mpnet": _ROBERTA,
+    "mpnet": _ROBERTA._replace(attention_output="attention.attn.o"),
     "distilbert": Family(
-        (HeadPlace("vocab_transform", "vocab_layer_norm", "vocab_projector.bias"),), activation="activation"
+        (HeadPlace("vocab_transform", "vocab_layer_norm", "vocab_projector.bias"),),
+        activation="activation",
+        attention_output="attention.out_lin",
     ),
     "deberta-v2": Family(
         (_DEBERTA_HEAD._replace(loaded={"legacy": False}), _BERT_HEAD._replace(loaded={"legacy": True})), types=True
@@ -56,6 +60,7 @@ FAMILIES = {
         words="tok_embeddings",
         activation="classifier_activation",
         epsilon="norm_eps",
+        attention_output="attn.Wo",
     ),
 }
 """By transformers' `model_type`; DeBERTa-v3 is a deberta-v2."""
@@ -123,6 +128,10 @@ class Backbone:
     def _places(self, rows: Tensor) -> dict[str, Tensor]:
         # Left to themselves, RoBERTa's kin count up to the tokens that are no padding, and a random token may be one.
         return {"position_ids": rows + self._first} if self.has_positions else {}
+
+    def attention_outputs(self) -> list[torch.nn.Module]:
+        """Each layer's map that puts its attention heads together; its input is what they say, one after the other."""
+        return [one for name, one in self.module.named_modules() if name.endswith(self.family.attention_output)]
 
     def layer_settings(self) -> BertConfig:
         """The settings of plain layers as wide as this encoder's, for decoders; its own ones where it is a BERT."""

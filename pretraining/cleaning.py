@@ -16,7 +16,8 @@ from pretraining.contamination import TestQueries, read_test_queries
 from pretraining.duplicates import ExactDuplicates, NearDuplicates
 from pretraining.mixture import Mixture
 from pretraining.shingles import normalised
-from pretraining.tokens import SpanPairs, TokenWindows, write_tokens
+from pretraining.token_writer import Extras, write_tokens
+from pretraining.tokens import Rows
 from retrieval.documents import Document, document_bytes, read_documents
 
 DEDUPLICATE = ("none", "exact", "near")
@@ -136,7 +137,7 @@ def describe(counts: Mapping[str, int]) -> str:
     return f"{left_out(counts):,} of {counts['read']:,} documents left out: {why}"
 
 
-def sources(mixture: Mixture, rows: TokenWindows | SpanPairs) -> list[dict[str, Any]]:
+def sources(mixture: Mixture, rows: Rows) -> list[dict[str, Any]]:
     """What a run card says of each corpus: counts of what was left out and kept, and its share of what is learned."""
     weighed = np.bincount(rows.sources, minlength=len(mixture.corpora)) * np.array(mixture.weights)
     return [
@@ -172,6 +173,8 @@ def write_cleaned(
     folder: Path,
     *,
     max_length: int,
+    extras: Extras | None = None,
+    attributes: Sequence[str] = (),
     note: Callable[[str], None],
 ) -> None:
     """Write the cleaned corpora of a mixture as one tokens folder, lazily.
@@ -183,6 +186,8 @@ def write_cleaned(
         tokenizer: As for `write_tokens`.
         folder: As for `write_tokens`.
         max_length: As for `write_tokens`.
+        extras: As for `write_tokens`.
+        attributes: Fields of the records that the extras are made of.
         note: Told every ten seconds how many documents were read.
 
     Raises:
@@ -190,11 +195,11 @@ def write_cleaned(
     """
     found = [hashlib.sha256() for _ in mixture.corpora]
     first, *also = (
-        cleaner.clean(name, _watched(read_documents(name), digest, name, note))
+        cleaner.clean(name, _watched(read_documents(name, attributes), digest, name, note))
         for name, digest in zip(mixture.corpora, found, strict=True)
     )
     more = {"removed": cleaner.removed}
-    write_tokens(first, tokenizer, folder, max_length=max_length, also=also, more=more)
+    write_tokens(first, tokenizer, folder, max_length=max_length, extras=extras, also=also, more=more)
     for name, digest, expected in zip(mixture.corpora, found, digests, strict=True):
         if digest.hexdigest() != expected:
             shutil.rmtree(folder)

@@ -32,8 +32,9 @@ def pretrain(
     objective: Annotated[
         str,
         typer.Option(
-            help="mlm, bowdpr, retromae, dupmae, condenser, cocondenser, cotmae, lexmae, simcse, contriever; terms and "
-            "weights such as encoder_mlm=1,bag_of_words_cls=0.5; or a YAML file of terms, weights and options."
+            help="mlm, bowdpr, retromae, dupmae, condenser, cocondenser, cotmae, lexmae, simcse, contriever, mirror, "
+            "mirror-words, tsdae, rts, slm; terms and weights such as encoder_mlm=1,bag_of_words_cls=0.5; or a YAML "
+            "file of terms, weights and options."
         ),
     ] = "dupmae",
     max_steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 10_000,
@@ -47,6 +48,10 @@ def pretrain(
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     mask_ratio: Annotated[float, typer.Option(help="Share of tokens that the encoder guesses.")] = 0.3,
     mask_unit: Annotated[str, typer.Option(help="What is masked as a whole: word, piece or ngram.")] = "word",
+    mask_words: Annotated[Path | None, typer.Option(help="File of words, one a line: mask these alone.")] = None,
+    mask_spans: Annotated[
+        str | None, typer.Option(help="Field with pairs of characters of the text, such as entities: mask these alone.")
+    ] = None,
     decoder_mask_ratio: Annotated[
         float | None, typer.Option(help="Share of tokens hidden from each row of RetroMAE's decoder  [default: 0.5]")
     ] = None,
@@ -110,6 +115,8 @@ def pretrain(
             seed=seed,
             encoder_mask_ratio=mask_ratio,
             mask_unit=mask_unit,
+            mask_words=mask_words,
+            mask_spans=mask_spans,
             decoder_mask_ratio=decoder_mask_ratio,
             row_fraction=row_fraction,
             pooling=str(pooling) if pooling else None,

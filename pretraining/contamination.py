@@ -76,16 +76,21 @@ class TestQueries:
         """Which documents (n,) give a query away, bool (n,).
 
         Args:
-            documents: As they are.
+            documents: As they are; attributes that are texts count like the text.
             texts: The normal form of each one's content.
         """
-        found = np.array(
-            [
-                text in self._queries or (bool(item.title) and not self._queries.isdisjoint(_parts(item.title, text)))
-                for item, text in zip(documents, texts, strict=True)
-            ],
-            dtype=bool,
-        )
+        found = self._among(texts)
+        for row, (document, text) in enumerate(zip(documents, texts, strict=True)):
+            if document.title and not found[row]:
+                found[row] = not self._queries.isdisjoint(_parts(document.title, text))
+            others = [value for value in (document.attributes or {}).values() if isinstance(value, str)]
+            if others and not found[row]:
+                found[row] = self._among(list(map(normalised, others))).any()
+        return found
+
+    def _among(self, texts: Sequence[str]) -> np.ndarray:
+        """Which texts (n,), in their normal form, are or contain a query."""
+        found = np.array([text in self._queries for text in texts], dtype=bool)
         if not len(self._keys):
             return found
         hashes, bounds = shingle_hashes(texts, self.least_words)

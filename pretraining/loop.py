@@ -19,7 +19,7 @@ from pretraining.checkpoints import finish_checkpoint, keep_only
 from pretraining.masking import seed_of, seeded
 from pretraining.mixture import MixedOrder
 from pretraining.model import Cached, Drawn
-from pretraining.tokens import SpanPairs
+from pretraining.tokens import Accompanied, SpanPairs
 from retrieval.devices import best_device
 
 WEIGHTS = "model.safetensors"
@@ -202,7 +202,8 @@ class PretrainingTrainer(ResumableTrainer):
 
     def _sample(self, inputs: dict[str, Any], generator: torch.Generator) -> Drawn:
         tensors = inputs["ids"], inputs["attention_mask"], inputs["word_starts"]
-        return self.model.sample(*tensors, generator=generator)
+        more = {name: inputs[name] for name in ("marked", "others") if name in inputs}
+        return self.model.sample(*tensors, generator=generator, **more)
 
     def _cache(self, names: Sequence[str]) -> None:
         vectors = []
@@ -223,7 +224,7 @@ class PretrainingTrainer(ResumableTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         rows, total, seed = self.train_dataset, self.rows_of_run(), self.args.seed
-        anew = isinstance(rows, SpanPairs)
+        anew = isinstance(rows, SpanPairs | Accompanied)
         if len(rows.weights) > 1:
             return MixedOrder(rows.sources, rows.weights, total, seed, anew=anew)
         return (TimesOrder if anew else EpochOrder)(len(rows), total, seed)

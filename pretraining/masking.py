@@ -4,7 +4,9 @@ Shapes: b batch, t tokens, r decoded rows, w words.
 """
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,16 +61,20 @@ class Batch:
         ids: Token ids, [CLS] first and [SEP] last, (b, t).
         attention_mask: 1 on real tokens, (b, t); padding is on the right.
         words: The number of each token's word in its text, (b, t); -1 outside of words.
+        marked: Which tokens masks may take, bool (b, t); None: any of the text.
+        others: Other texts that belong to these, row by row, under the names by which terms know them.
     """
 
     ids: Tensor
     attention_mask: Tensor
     words: Tensor
+    marked: Tensor | None = None
+    others: "Mapping[str, Batch]" = field(default_factory=dict)
 
     @classmethod
-    def of(cls, ids: Tensor, attention_mask: Tensor, word_starts: Tensor) -> "Batch":
-        """Number the words that begin where `word_starts` (b, t) is true."""
-        return cls(ids, attention_mask, word_numbers(word_starts, content_positions(attention_mask)))
+    def of(cls, ids: Tensor, attention_mask: Tensor, word_starts: Tensor, **more: Any) -> "Batch":
+        """Number the words that begin where `word_starts` (b, t) is true; `more` are the other fields."""
+        return cls(ids, attention_mask, word_numbers(word_starts, content_positions(attention_mask)), **more)
 
     @property
     def content(self) -> Tensor:
@@ -96,10 +102,12 @@ class Vocabulary:
     Attributes:
         mask_id: That of [MASK].
         size: How many there are.
+        digest: SHA-256 over pieces and ids.
     """
 
     mask_id: int
     size: int
+    digest: str = ""
 
 
 def seeded(device: torch.device, *address: int | str) -> torch.Generator:
@@ -235,20 +243,29 @@ def row_visibility(attention_mask: Tensor, rows: Tensor, hidden: Tensor) -> Tens
     return visible.scatter_(2, rows[..., None], False)
 
 
+def draw_places(batch: Batch, options: MaskOptions, generator: torch.Generator) -> Tensor:
+    """Draw which tokens are masked, bool (b, t): of marked tokens alone, where there are marks."""
+    words = batch.words if batch.marked is None else torch.where(batch.marked, batch.words, OUTSIDE)
+    units = units_of(words, options.unit, generator)
+    return whole_word_mask(units, budgets(batch.attention_mask, options.ratio), generator)[:, 0]
+
+
 def draw_masks(batch: Batch, options: MaskOptions, vocabulary: Vocabulary, generator: torch.Generator) -> Masks:
     """Draw what the encoder has to guess of a batch."""
-    units = units_of(batch.words, options.unit, generator)
-    masked = whole_word_mask(units, budgets(batch.attention_mask, options.ratio), generator)[:, 0]
-    return replace_masked(batch.ids, masked, vocabulary, generator)
+    return replace_masked(batch.ids, draw_places(batch, options, generator), vocabulary, generator)
 
 
 def more_masked(batch: Batch, masks: Masks, ratio: float, vocabulary: Vocabulary, generator: torch.Generator) -> Masks:
-    """Masks of a greater share of the tokens that hold all that the encoder has to guess, replaced anew.
+    """Masks of a greater share of the tokens that hold all that the encoder has to guess, replaced anew."""
+    places = more_places(batch, masks.labels != IGNORED, ratio, generator)
+    return replace_masked(batch.ids, places, vocabulary, generator)
+
+
+def more_places(batch: Batch, masked: Tensor, ratio: float, generator: torch.Generator) -> Tensor:
+    """Draw a greater share of the tokens that holds what is masked, bool (b, t).
 
     "Inclusive" masks, as SimLM's and LexMAE's decoders have.
     """
-    masked = masks.labels != IGNORED
     left = torch.where(masked, OUTSIDE, batch.words)
     budget = (budgets(batch.attention_mask, ratio) - masked.sum(1)).clamp(min=0)
-    masked = masked | whole_word_mask(left, budget, generator)[:, 0]
-    return replace_masked(batch.ids, masked, vocabulary, generator)
+    return masked | whole_word_mask(left, budget, generator)[:, 0]

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from indexes.errors import InputError
 from pretraining.backbones import Backbone
+from pretraining.generator import pieces_digest
 from pretraining.heads import VocabularyHead
 from pretraining.masking import Batch, MaskOptions, Masks, Vocabulary, draw_masks, seeded
-from pretraining.objective import Objective
+from pretraining.objective import Objective, kind_of
 from pretraining.terms import TERMS, Term
 from pretraining.tokens import continuations
 from pretraining.view import EncoderView
@@ -94,12 +95,12 @@ class PretrainingModel(nn.Module):
         self.objective, self.pooling, self.masks = Objective.parse(objective), pooling, masks or MaskOptions()
         self.backbone = backbone
         self.terms = nn.ModuleDict(
-            {name: TERMS[name](self.parts, **term.options) for name, term in self.objective.terms.items()}
+            {name: TERMS[kind_of(name)](self.parts, **term.options) for name, term in self.objective.terms.items()}
         )
         self.head = VocabularyHead(backbone.config) if any(term.uses_head for term in self._terms()) else None
-        own = [name for name in self.own_heads if TERMS[name].starts_untrained]
+        own = [name for name in self.own_heads if self.terms[name].starts_untrained]
         self.untrained_heads = [*(["head"] if self.head else []), *own]
-        self.vocabulary = Vocabulary(tokenizer.mask_token_id, len(continued))
+        self.vocabulary = Vocabulary(tokenizer.mask_token_id, len(continued), pieces_digest(tokenizer.get_vocab()))
         self.progress = 0.0
         self.gradient_norms: dict[str, Tensor] = {}
         self.continued: Tensor
@@ -123,6 +124,8 @@ class PretrainingModel(nn.Module):
         word_starts: Tensor | None = None,
         *,
         generator: torch.Generator,
+        marked: Tensor | None = None,
+        others: Mapping[str, Mapping[str, Tensor]] | None = None,
     ) -> Drawn:
         """Draw everything random about one batch.
 
@@ -133,9 +136,15 @@ class PretrainingModel(nn.Module):
             attention_mask: 1 on real tokens, (b, t); padding is on the right.
             word_starts: First pieces of whole words, bool (b, t); by default what the tokenizer's pieces look like.
             generator: On the device of `input_ids`; see `masking.seeded`.
+            marked: Which tokens masks may take, bool (b, t); None: any of the text.
+            others: Texts that accompany these, by the names that terms know: `ids`, `attention_mask`, `word_starts`.
+
+        Raises:
+            InputError: Terms need spans in pairs, and the number of texts is odd.
         """
         starts = ~self.continued[input_ids] if word_starts is None else word_starts
-        batch = Batch.of(input_ids, attention_mask, starts)
+        along = {name: Batch.of(**other) for name, other in (others or {}).items()}
+        batch = Batch.of(input_ids, attention_mask, starts, marked=marked, others=along)
         if self.objective.uses_pairs and len(input_ids) % 2:
             raise InputError(f"a batch has {len(input_ids)} texts; its terms need spans in pairs")
         address = int(torch.randint(_FIRST, (), generator=generator, device=generator.device))

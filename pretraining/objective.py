@@ -21,7 +21,7 @@ class Weighted:
     """A term of an objective.
 
     Attributes:
-        name: One of `terms.TERMS`.
+        name: One of `terms.TERMS`; `TERM/LABEL` for another of the same kind.
         weight: At the start.
         end_weight: At the end of training; None: it stays as it is.
         schedule: How it gets there: `linear`, or `cosine` (half a period, as BowDPR's coefficient falls).
@@ -35,7 +35,7 @@ class Weighted:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.name not in TERMS:
+        if kind_of(self.name) not in TERMS:
             raise InputError(f"objective has {self.name!r}; expected terms among {', '.join(TERMS)}, or {NAMES}")
         if not _is_number(self.weight) or not 0 < self.weight < math.inf:
             raise InputError(f"objective's weight of {self.name} is {self.weight}; expected a number above 0")
@@ -66,9 +66,18 @@ class Weighted:
         return {"weight": self.weight, **changing, **self.options}
 
 
+def kind_of(name: str) -> str:
+    """Which of `terms.TERMS` a name in an objective stands for: what comes before `/`, where there is one.
+
+    >>> kind_of("field_decoder/judgment")
+    'field_decoder'
+    """
+    return name.partition("/")[0]
+
+
 def options_of(term: str) -> dict[str, Any]:
     """The options of a term, with what they are by default."""
-    parameters = inspect.signature(TERMS[term].__init__).parameters.values()
+    parameters = inspect.signature(TERMS[kind_of(term)].__init__).parameters.values()
     return {one.name: one.default for one in parameters if one.kind is one.KEYWORD_ONLY}
 
 
@@ -87,7 +96,7 @@ def _alike(value: Any, default: Any) -> bool:
 
 @dataclass(frozen=True)
 class Objective:
-    """A weighted sum of terms, each at most once.
+    """A weighted sum of terms.
 
     Attributes:
         terms: By name; what `parse` reads.
@@ -138,7 +147,28 @@ class Objective:
     @property
     def uses_pairs(self) -> bool:
         """Whether a term needs two spans of each document."""
-        return any(TERMS[name].uses_pairs for name in self.terms)
+        return any(TERMS[kind_of(name)].uses_pairs for name in self.terms)
+
+    @property
+    def characters(self) -> int:
+        """How many characters of a text to mask for the term that needs it so; 0 where none does."""
+        return next(
+            (self._option(name, "characters") for name in self.terms if TERMS[kind_of(name)].uses_characters), 0
+        )
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Fields of the documents that terms decode, each once."""
+        named = (self._option(name, "field") for name in self.terms if TERMS[kind_of(name)].uses_field)
+        return tuple(dict.fromkeys(named))
+
+    @property
+    def accompanied(self) -> bool:
+        """Whether a term needs other texts beside each text."""
+        return bool(self.characters or self.fields)
+
+    def _option(self, term: str, name: str) -> Any:
+        return self.terms[term].options.get(name, options_of(term)[name])
 
     def record(self) -> dict[str, Any]:
         """It as JSON values."""
@@ -194,8 +224,15 @@ PRESETS: dict[str, dict[str, Any]] = {
     "lexmae": {**_MLM, "lexicon_bottleneck": 1.0},
     "simcse": {"dropout_contrast": 1.0},
     "contriever": {"crop_contrast": 1.0},
+    "tsdae": {"denoising": 1.0},
+    "rts": {"replaced_detection": 1.0},
+    "slm": {"swapped_lm": 1.0},
+    "mirror": {"mirror_characters": 1.0},
+    "mirror-words": {"mirror_words": 1.0},
 }
 """The authors' code, as far as it is a matter of terms and weights: RetroMAE (arXiv 2205.12035), DupMAE (2305.02564;
 its paper weighs the bag of words 1), BowDPR (2401.11248), Condenser (2104.08253) with late MLM, coCondenser
-(2108.05540), CoT-MAE (2208.07670), LexMAE (2208.14754), SimCSE (2104.08821), Contriever (2112.09118; pool by mean)."""
+(2108.05540), CoT-MAE (2208.07670), LexMAE (2208.14754), SimCSE (2104.08821), Contriever (2112.09118; pool by mean),
+Mirror-BERT (2104.08027; characters masked, or words), TSDAE (2104.06979), and for rerankers random token substitution
+and swapped language modelling (2204.10515). SimLM's term and SAILER's need options of their own."""
 NAMES = ", ".join(PRESETS)

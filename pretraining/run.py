@@ -1,6 +1,7 @@
 """A pretraining run: a corpus and a base to a model folder, resumable at every step."""
 
 import contextlib
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,20 +10,25 @@ from typing import Any
 import torch.distributed
 from transformers import TrainingArguments
 
+from indexes.checksums import fingerprint
 from indexes.errors import InputError
 from indexes.manifest import refuse_existing
 from pretraining.base import Base, load_base
 from pretraining.checkpoints import keep_only, newest_checkpoint
 from pretraining.cleaning import Cleaner, CleaningOptions, describe_sources, sources, write_cleaned
 from pretraining.loop import PretrainingTrainer, resumable_arguments, trim_log
+from pretraining.marks import Marks, read_words
 from pretraining.masking import MaskOptions
 from pretraining.mixture import Mixture
 from pretraining.model import POOLINGS
 from pretraining.model_folder import LOG, package_versions, write_model_folder
-from pretraining.objective import Objective
-from pretraining.tokens import Collator, SpanPairs, TokenWindows
+from pretraining.objective import Objective, kind_of
+from pretraining.terms import TERMS
+from pretraining.token_writer import Extras
+from pretraining.tokens import Accompanied, Collator, Rows, SpanPairs, TokenWindows
 from pretraining.working import finished_card, partial_folder, working_folder
 from retrieval.digests import tokenizer_digest
+from retrieval.documents import read_documents
 from retrieval.loading import quiet
 
 _CHECKPOINTS, _TOKENS = "checkpoints", "tokens"
@@ -49,6 +55,9 @@ class PretrainConfig:
         seed: Of data order, masks, dropout and untrained heads.
         encoder_mask_ratio: Share of tokens that the encoder guesses.
         mask_unit: What of them is masked as a whole: `word`, `piece` or `ngram`.
+        mask_words: A file of words, one a line, case apart: the encoder guesses these alone.
+        mask_spans: The field of the corpus's records that holds pairs of characters of their `text`, from the first up
+            to the second, such as those of entities: the encoder guesses tokens in them alone (or listed words).
         decoder_mask_ratio: Share of tokens hidden from each row of `decoder_mlm`; None: as the objective says, or 0.5.
         row_fraction: Share of rows that `decoder_mlm` rebuilds; less than 1 is cheaper and not in the papers. None: as
             the objective says, or 1.
@@ -74,6 +83,8 @@ class PretrainConfig:
     seed: int = 0
     encoder_mask_ratio: float = 0.3
     mask_unit: str = "word"
+    mask_words: str | Path | None = None
+    mask_spans: str | None = None
     decoder_mask_ratio: float | None = None
     row_fraction: float | None = None
     pooling: str | None = None
@@ -84,6 +95,7 @@ class PretrainConfig:
     query_words: int = 8
     parsed: Objective = field(init=False, repr=False)
     masks: MaskOptions = field(init=False, repr=False)
+    extras: Extras = field(init=False, repr=False)
     cleaning: CleaningOptions = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -93,6 +105,7 @@ class PretrainConfig:
             parsed = parsed if value is None else parsed.with_option("decoder_mlm", name, value)
         object.__setattr__(self, "parsed", parsed)
         object.__setattr__(self, "masks", MaskOptions(self.encoder_mask_ratio, self.mask_unit))
+        object.__setattr__(self, "extras", self._extras())
         given = [self.remove_queries] if isinstance(self.remove_queries, str | Path) else self.remove_queries
         queries = tuple(map(str, given))
         cleaning = CleaningOptions(self.deduplicate, self.near_duplicates_at, queries, self.query_words)
@@ -119,6 +132,21 @@ class PretrainConfig:
         if self.pooling not in (None, *POOLINGS):
             raise InputError(f"pooling is {self.pooling!r}; expected {' or '.join(POOLINGS)}")
 
+    def _extras(self) -> Extras:
+        words = read_words(Path(self.mask_words)) if self.mask_words is not None else frozenset()
+        marks = Marks(words, _called(self.mask_spans or ""))
+        if self.parsed.uses_pairs and self.parsed.accompanied:
+            raise InputError(
+                f"{', '.join(self.parsed.terms)} need pairs of spans and texts beside each text; leave one kind out"
+            )
+        fields = tuple(map(_called, self.parsed.fields))
+        return Extras(self.parsed.characters > 0, fields, marks if any(marks) else None)
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """The fields of the corpus's records that are read beside title and text."""
+        return (*self.parsed.fields, *([self.mask_spans] if self.mask_spans else []))
+
     @property
     def warmup(self) -> int:
         """Steps of warm-up."""
@@ -127,9 +155,11 @@ class PretrainConfig:
     def record(self) -> dict[str, Any]:
         """The options as JSON values, one field each."""
         named = ("max_steps", "batch_size", "accumulation", "max_length", "learning_rate", "weight_decay", "save_steps")
-        ratios = ("seed", "encoder_mask_ratio", "mask_unit", "precision")
+        ratios = ("seed", "encoder_mask_ratio", "mask_unit", "mask_spans", "precision")
+        marks = self.extras.marks
         return {
             "objective": self.parsed.record(),
+            "mask_words": fingerprint(sorted(marks.words)) if marks and marks.words else None,
             "warmup_steps": self.warmup,
             **{name: getattr(self, name) for name in (*named, *ratios)},
         }
@@ -206,7 +236,7 @@ def pretrain(
             mixed=config.precision == "bfloat16",
         )
     queries, digests = config.cleaning.queries(), mixture.digests()
-    card = _card(config, base, args) | {"corpus": mixture.names()}
+    card = _card(config, base, mixture, args)
     card["configuration"] |= {**mixture.record(digests), **config.cleaning.record(queries)}
     if finished := finished_card(target, card["configuration"], overwrite=overwrite):
         return PretrainResult(target, True, 0, finished)
@@ -222,10 +252,12 @@ def pretrain(
                         base.tokenizer,
                         partial / _TOKENS,
                         max_length=config.max_length,
+                        extras=config.extras,
+                        attributes=config.attributes,
                         note=note,
                     )
                 _drop_unfinished(partial)
-        windows = _open_tokens(partial / _TOKENS, config, mixture)
+        windows = open_windows(partial / _TOKENS, config, base.tokenizer, mixture.weights)
         card["sources"] = sources(mixture, windows)
         _say_start(note, base, windows, card["sources"])
         step = _train(base, windows, partial, args, on_progress, note)
@@ -239,8 +271,8 @@ def pretrain(
     return PretrainResult(target, False, step, card)
 
 
-def _card(config: PretrainConfig, base: Base, args: TrainingArguments) -> dict[str, Any]:
-    """The run card but for its data; its `configuration` is what must be equal for a run to go on."""
+def _card(config: PretrainConfig, base: Base, mixture: Mixture, args: TrainingArguments) -> dict[str, Any]:
+    """The run card; its `configuration`, with that of the data, is what must be equal for a run to go on."""
     configuration = {
         **config.record(),
         "pooling": base.model.pooling,
@@ -248,13 +280,36 @@ def _card(config: PretrainConfig, base: Base, args: TrainingArguments) -> dict[s
         "base": base.fingerprint,
         "tokenizer": tokenizer_digest(base.tokenizer),
     }
+    if config.attributes:
+        digest = hashlib.sha256()
+        for corpus in mixture.corpora:
+            for document in read_documents(corpus, config.attributes):
+                digest.update(fingerprint(document.attributes).encode())
+        configuration["fields"] = digest.hexdigest()
     return {
         "made_by": "retrokit pretrain",
         "base": config.base,
+        "corpus": mixture.names(),
         "global_batch": config.batch_size * config.accumulation * args.world_size,
         "configuration": configuration,
         "packages": package_versions(),
     }
+
+
+def open_windows(tokens: Path, config: PretrainConfig, tokenizer: Any, weights: Sequence[float] = (1.0,)) -> Rows:
+    """The rows that a run trains on, as its terms need them."""
+    objective = config.parsed
+    if objective.uses_pairs:
+        return SpanPairs(tokens, config.seed, weights)
+    if objective.accompanied:
+        characters, fields = objective.characters, config.extras.fields
+        return Accompanied(tokens, config.seed, tokenizer, characters=characters, fields=fields, weights=weights)
+    return TokenWindows(tokens, weights)
+
+
+def _called(attribute: str) -> str:
+    """The name under which documents have a field of their records."""
+    return attribute.rpartition(".")[2]
 
 
 def _drop_unfinished(partial: Path) -> None:
@@ -264,15 +319,7 @@ def _drop_unfinished(partial: Path) -> None:
     trim_log(partial / LOG, step)
 
 
-def _open_tokens(folder: Path, config: PretrainConfig, mixture: Mixture) -> TokenWindows | SpanPairs:
-    if config.parsed.uses_pairs:
-        return SpanPairs(folder, config.seed, mixture.weights)
-    return TokenWindows(folder, mixture.weights)
-
-
-def _say_start(
-    note: OnNote, base: Base, windows: TokenWindows | SpanPairs, corpora: Sequence[Mapping[str, Any]]
-) -> None:
+def _say_start(note: OnNote, base: Base, windows: Rows, corpora: Sequence[Mapping[str, Any]]) -> None:
     counts = windows.manifest
     empty = f", {counts['empty']:,} empty ones skipped" if counts["empty"] else ""
     for line in describe_sources(corpora):
@@ -280,13 +327,16 @@ def _say_start(
     note(f"{counts['documents']:,} documents{empty}: {counts['windows']:,} windows, {counts['tokens']:,} tokens")
     if isinstance(windows, SpanPairs):
         note(f"two spans each of {len(windows):,} documents; the others are too short")
+    for name in base.model.objective.terms:
+        if caution := TERMS[kind_of(name)].caution:
+            note(f"{name}: {caution}")
     if base.model.untrained_heads:
         note(f"the base brings no {' and no '.join(base.model.untrained_heads)}: starting from random numbers")
 
 
 def _train(
     base: Base,
-    windows: TokenWindows | SpanPairs,
+    windows: Rows,
     partial: Path,
     args: TrainingArguments,
     on_progress: OnProgress | None,

@@ -1,34 +1,32 @@
-"""Packed token shards: a corpus as three flat arrays on disk, and the batches that training reads from them."""
+"""Packed tokens: a corpus as flat arrays on disk, and the batches that training reads from them."""
 
-import hashlib
 import itertools
-from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from indexes.arrays import map_array
 from indexes.errors import InputError
-from indexes.manifest import new_folder, open_manifest, seal
-from retrieval.digests import tokenizer_digest
-from retrieval.documents import Document, document_bytes
+from indexes.manifest import open_manifest
 
 KIND = "tokens"
+FIELDS = "fields"
 SPECIALS = 2
 """[CLS] and [SEP], which are added when a batch is made and are not stored."""
 
-_DOCUMENTS_AT_ONCE = 512
 _CONTINUES = "##"
 _MARKS = (_CONTINUES, "▁", "Ġ")
 _LEAST_SPAN = 8
-_LARGEST_SHORT = np.iinfo(np.uint16).max
+_LEAST_CHARACTERS = 30
+
+
+Item = dict[str, Any]
+"""A text: arrays (t,) by name, without special tokens."""
 
 
 def plain_tokenizer(tokenizer: Any) -> Tokenizer:
@@ -68,75 +66,6 @@ def windows(length: int, capacity: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(edges))
 
 
-def write_tokens(
-    documents: Iterable[Document],
-    tokenizer: Any,
-    folder: Path,
-    *,
-    max_length: int,
-    also: Sequence[Iterable[Document]] = (),
-    more: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Tokenize corpora lazily into a tokens folder, published in one step.
-
-    The folder holds `tokens.npy` (uint16 or uint32 ids of all windows end to end), `word_starts.npy` (bool, the
-    first piece of each whole word), `offsets.npy` (int64, windows + 1, where each begins), `documents.npy` (int64,
-    documents with a token + 1, the number of each one's first window), `sources.npy` (uint16, windows, the number of
-    each one's corpus, from 0) and a manifest.
-
-    Args:
-        documents: The corpus; a document without tokens is skipped and counted.
-        tokenizer: A fast tokenizer of transformers.
-        folder: The folder to make; it must not exist.
-        max_length: Tokens in a training row, [CLS] and [SEP] included. Longer documents become several windows.
-        also: Further corpora, one after the other.
-        more: What else the manifest is to say, by the time when all documents are read.
-
-    Returns:
-        The manifest's counts: documents, empty documents, windows, tokens, in all and by corpus (`sources`), and the
-        fingerprints.
-
-    Raises:
-        InputError: The folder exists, or no document of a corpus has a token.
-    """
-    engine, continued = plain_tokenizer(tokenizer), continuations(tokenizer)
-    kind = np.dtype(np.uint16 if len(continued) - 1 <= _LARGEST_SHORT else np.uint32)
-    digest, offsets, firsts, sources = hashlib.sha256(), array("q", [0]), array("q", [0]), array("H")
-    counts = [dict.fromkeys(("documents", "empty", "windows", "tokens"), 0) for _ in range(1 + len(also))]
-    with new_folder(folder) as new:
-        with _Column(new / "tokens.npy", kind) as ids, _Column(new / "word_starts.npy", np.dtype(bool)) as starts:
-            for source, batch in _numbered_batches([documents, *also]):
-                for document in batch:
-                    digest.update(document_bytes(document))
-                for encoding in engine.encode_batch([item.content for item in batch], add_special_tokens=False):
-                    pieces = np.asarray(encoding.ids, dtype=kind)
-                    ids.append(pieces)
-                    starts.append(word_starts(pieces, encoding.word_ids, continued))
-                    base, parts = offsets[-1], windows(len(pieces), max_length - SPECIALS)
-                    offsets.extend(base + end for _, end in parts)
-                    firsts.extend([len(offsets) - 1] if parts else [])
-                    sources.extend([source] * len(parts))
-                    added = {"documents": 1, "empty": not parts, "windows": len(parts), "tokens": len(pieces)}
-                    counts[source] = {name: count + added[name] for name, count in counts[source].items()}
-        for number, one in enumerate(counts, start=1):
-            if not one["windows"]:
-                which = "the corpus" if len(counts) == 1 else f"corpus {number}"
-                raise InputError(f"none of {which}'s {one['documents']:,} documents has a token; expected some text")
-        np.save(new / "offsets.npy", np.asarray(offsets, dtype=np.int64))
-        np.save(new / "documents.npy", np.asarray(firsts, dtype=np.int64))
-        np.save(new / "sources.npy", np.asarray(sources, dtype=np.uint16))
-        content = {
-            **{name: sum(one[name] for one in counts) for name in counts[0]},
-            "sources": counts,
-            **(more or {}),
-            "max_length": max_length,
-            "corpus": digest.hexdigest(),
-            "tokenizer": tokenizer_digest(tokenizer),
-        }
-        seal(new, KIND, content)
-    return content
-
-
 def word_starts(ids: np.ndarray, word_ids: Sequence[int | None], continued: np.ndarray) -> np.ndarray:
     """Which pieces begin a whole word, as bool (t,).
 
@@ -149,8 +78,10 @@ def word_starts(ids: np.ndarray, word_ids: Sequence[int | None], continued: np.n
     return changed & ~continued[ids]
 
 
-class TokenWindows(Dataset[dict[str, np.ndarray]]):
+class TokenWindows(Dataset[Item]):
     """The windows of a tokens folder, memory-mapped; item: `ids` (t,) and `word_starts` (t,), without specials.
+
+    Where marks were kept, `marked` (t,) too.
 
     Args:
         folder: The tokens folder.
@@ -162,19 +93,42 @@ class TokenWindows(Dataset[dict[str, np.ndarray]]):
 
     def __init__(self, folder: Path, weights: Sequence[float] = (1.0,)) -> None:
         self.manifest, self.weights = open_manifest(folder, KIND), tuple(weights)
-        self._ids, self._starts, self._offsets, self.sources = (
-            map_array(folder / f"{name}.npy") for name in ("tokens", "word_starts", "offsets", "sources")
-        )
+        self.texts, self.sources = PackedTexts(folder), map_array(folder / "sources.npy")
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, number: int) -> Item:
+        return self.texts[number]
+
+
+class PackedTexts(Sequence[Item]):
+    """Texts cut into windows, as `token_writer` lays them down; item: a window."""
+
+    def __init__(self, folder: Path) -> None:
+        self._offsets, self.documents = (map_array(folder / f"{name}.npy") for name in ("offsets", "documents"))
+        kept = {"ids": "tokens", "word_starts": "word_starts"}
+        if (folder / "marked.npy").is_file():
+            kept["marked"] = "marked"
+        self._columns = {name: map_array(folder / f"{file}.npy") for name, file in kept.items()}
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
 
-    def __getitem__(self, number: int) -> dict[str, np.ndarray]:
-        part = slice(self._offsets[number], self._offsets[number + 1])
-        return {"ids": self._ids[part], "word_starts": self._starts[part]}
+    def __getitem__(self, number: Any) -> Any:
+        return self.part(int(self._offsets[number]), int(self._offsets[number + 1]))
+
+    def part(self, start: int, end: int) -> Item:
+        """Tokens from one place up to another."""
+        return {name: column[start:end] for name, column in self._columns.items()}
+
+    @property
+    def begins(self) -> np.ndarray:
+        """Where the tokens of each document begin, and where the last one's end."""
+        return self._offsets[self.documents]
 
 
-class SpanPairs(Dataset[list[dict[str, np.ndarray]]]):
+class SpanPairs(Dataset[list[Item]]):
     """Two spans of each document of a tokens folder, drawn anew every time.
 
     A document is cut into windows, at least two, of equal length within a token; two of them are drawn. Documents of
@@ -194,29 +148,101 @@ class SpanPairs(Dataset[list[dict[str, np.ndarray]]]):
 
     def __init__(self, folder: Path, seed: int, weights: Sequence[float] = (1.0,)) -> None:
         self.manifest, self.weights = open_manifest(folder, KIND), tuple(weights)
-        self._ids, self._starts = (map_array(folder / f"{name}.npy") for name in ("tokens", "word_starts"))
-        firsts = map_array(folder / "documents.npy")
-        begins = map_array(folder / "offsets.npy")[firsts]
-        long = np.flatnonzero(np.diff(begins) >= 2 * _LEAST_SPAN)
-        self.sources = map_array(folder / "sources.npy")[firsts[long]]
+        self.texts = PackedTexts(folder)
+        begins, least = self.texts.begins, 2 * _LEAST_SPAN
+        long = np.flatnonzero(np.diff(begins) >= least)
+        self.sources = map_array(folder / "sources.npy")[self.texts.documents[long]]
         for number in range(len(self.weights)):
             if number not in self.sources:
                 of = f" of corpus {number + 1}" if len(self.weights) > 1 else ""
-                least = 2 * _LEAST_SPAN
                 raise InputError(f"no document{of} has {least} tokens, for two spans of it; give longer documents")
         self._begins, self._ends, self.seed = begins[long], begins[long + 1], seed
 
     def __len__(self) -> int:
         return len(self._begins)
 
-    def __getitem__(self, number: int) -> list[dict[str, np.ndarray]]:
+    def __getitem__(self, number: int) -> list[Item]:
         """Two spans of document `number % len`; another draw for each `number // len`."""
         time, row = divmod(number, len(self))
         length = int(self._ends[row] - self._begins[row])
         spans = windows(length, min(self.manifest["max_length"] - SPECIALS, -(-length // 2)))
         chosen = np.random.default_rng((self.seed, time, row)).choice(len(spans), 2, replace=False)
-        parts = [slice(*(int(self._begins[row]) + edge for edge in spans[one])) for one in chosen]
-        return [{"ids": self._ids[part], "word_starts": self._starts[part]} for part in parts]
+        return [self.texts.part(*(int(self._begins[row]) + edge for edge in spans[one])) for one in chosen]
+
+
+class Accompanied(Dataset[Item]):
+    """Windows, each with other texts that terms read beside it, which are drawn anew every time.
+
+    Args:
+        folder: The tokens folder, written with the extras that are asked for.
+        seed: Of what is drawn.
+        tokenizer: That of the folder.
+        characters: How many characters of a window to mask, for its item's `others["masked"]`; 0: no such text.
+        fields: Fields of its document, of each of which one window is drawn; without tokens where there is none.
+        weights: As for `TokenWindows`.
+
+    Attributes:
+        sources: As of `TokenWindows`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        seed: int,
+        tokenizer: Any,
+        *,
+        characters: int = 0,
+        fields: Sequence[str] = (),
+        weights: Sequence[float] = (1.0,),
+    ) -> None:
+        self.windows, self.seed, self.characters = TokenWindows(folder, weights), seed, characters
+        self.manifest, self.weights, self.sources = self.windows.manifest, self.windows.weights, self.windows.sources
+        self._engine, self._mask = plain_tokenizer(tokenizer), tokenizer.mask_token
+        self._continued = continuations(tokenizer)
+        places = {name: number for number, name in enumerate(self.manifest["fields"])}
+        self._fields = {name: PackedTexts(folder / FIELDS / str(places[name])) for name in fields}
+        if characters:
+            self._characters, self._ends = (
+                map_array(folder / f"{name}.npy") for name in ("characters", "character_offsets")
+            )
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, number: int) -> Item:
+        """Window `number % len` and what accompanies it; another draw for each `number // len`."""
+        time, row = divmod(number, len(self))
+        draw, others = np.random.default_rng((self.seed, time, row)), {}
+        if self.characters:
+            others["masked"] = self._masked(row, draw)
+        document = int(np.searchsorted(self.windows.texts.documents, row, side="right")) - 1
+        for name, texts in self._fields.items():
+            first, end = (int(texts.documents[one]) for one in (document, document + 1))
+            others[name] = texts[int(draw.integers(first, end))] if end > first else texts.part(0, 0)
+        return {**self.windows[row], "others": others}
+
+    def _masked(self, row: int, draw: np.random.Generator) -> Item:
+        raw = self._characters[int(self._ends[row]) : int(self._ends[row + 1])].tobytes()
+        text = masked_characters(raw.decode("utf-8"), self.characters, self._mask, draw)
+        encoding = self._engine.encode(text, add_special_tokens=False)
+        most = self.manifest["max_length"] - SPECIALS  # a word that is cut may take more pieces than before
+        ids = np.asarray(encoding.ids[:most], dtype=np.int64)
+        return {"ids": ids, "word_starts": word_starts(ids, encoding.word_ids[:most], self._continued)}
+
+
+Rows = TokenWindows | SpanPairs | Accompanied
+"""What a run trains on."""
+
+
+def masked_characters(text: str, count: int, mask: str, draw: np.random.Generator) -> str:
+    """Replace a run of characters, drawn uniformly, by a mask token between spaces; not in texts shorter than 30.
+
+    Source: Mirror-BERT (Liu et al. 2021, arXiv 2104.08027), as the authors' code does it.
+    """
+    if len(text) < max(_LEAST_CHARACTERS, count):
+        return text
+    start = int(draw.integers(len(text) - count + 1))
+    return f"{text[:start]} {mask} {text[start + count :]}"
 
 
 class Collator:
@@ -225,53 +251,31 @@ class Collator:
     def __init__(self, tokenizer: Any) -> None:
         self.cls, self.sep, self.pad = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id
 
-    def __call__(self, items: Sequence[Any]) -> dict[str, Tensor]:
-        """Give `ids` (b, t) int64, `attention_mask` (b, t) int64 and `word_starts` (b, t) bool."""
+    def __call__(self, items: Sequence[Any]) -> dict[str, Any]:
+        """Give `ids` (b, t) int64, `attention_mask` (b, t) int64 and `word_starts` (b, t) bool.
+
+        Where items have them, `marked` (b, t) bool, and `others`: the same of each text that accompanies them.
+        """
         items = [one for item in items for one in (item if isinstance(item, list) else [item])]
+        batch = self._padded(items)
+        if "others" in items[0]:
+            batch["others"] = {
+                name: self._padded([item["others"][name] for item in items]) for name in items[0]["others"]
+            }
+        return batch
+
+    def _padded(self, items: Sequence[Any]) -> dict[str, Any]:
         longest = max(len(item["ids"]) for item in items) + SPECIALS
         ids = np.full((len(items), longest), self.pad, dtype=np.int64)  # (b, t)
-        attention, starts = np.zeros_like(ids), np.zeros_like(ids, dtype=bool)
+        flags = [name for name in ("word_starts", "marked") if name in items[0]]
+        attention = np.zeros_like(ids)
+        flagged = {name: np.zeros_like(ids, dtype=bool) for name in flags}
         ids[:, 0] = self.cls
         for row, item in enumerate(items):
             end = len(item["ids"]) + 1
             ids[row, 1:end], ids[row, end] = item["ids"], self.sep
-            starts[row, 1:end] = item["word_starts"]
+            for name, values in flagged.items():
+                values[row, 1:end] = item[name]
             attention[row, : end + 1] = 1
-        return {
-            "ids": torch.from_numpy(ids),
-            "attention_mask": torch.from_numpy(attention),
-            "word_starts": torch.from_numpy(starts),
-        }
-
-
-class _Column:
-    """A one-dimensional .npy file of unknown length: the header is written again when the length is known."""
-
-    def __init__(self, path: Path, kind: np.dtype) -> None:
-        self.file, self.kind, self.length = path.open("wb"), kind, 0
-        self._write_header()
-
-    def append(self, values: np.ndarray) -> None:
-        values.astype(self.kind, copy=False).tofile(self.file)
-        self.length += len(values)
-
-    def _write_header(self) -> None:
-        # numpy pads headers so that the first axis may grow to 21 digits: the second header fills the same bytes.
-        header = {"descr": np.lib.format.dtype_to_descr(self.kind), "fortran_order": False, "shape": (self.length,)}
-        np.lib.format.write_array_header_1_0(self.file, header)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.file.seek(0)
-        self._write_header()
-        self.file.close()
-
-
-def _numbered_batches(corpora: Sequence[Iterable[Document]]) -> Iterator[tuple[int, list[Document]]]:
-    """Some documents of one corpus at a time, with its number."""
-    for number, documents in enumerate(corpora):
-        iterator = iter(documents)
-        while batch := list(itertools.islice(iterator, _DOCUMENTS_AT_ONCE)):
-            yield number, batch
+        made = {"ids": ids, "attention_mask": attention, **flagged}
+        return {name: torch.from_numpy(values) for name, values in made.items()}

@@ -25,6 +25,7 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.setting import clustered, in_turns, save, scifact
 from indexes import Effort, Index, save_vectors, search_exact
+from indexes.layout import file_bytes
 
 K, RECALL = 10, 0.95
 M, CONSTRUCTION = 32, 40
@@ -79,7 +80,7 @@ def of_ours(rows: NDArray[np.float32], factory: str, folder: Path) -> tuple[int,
 
     steps = [effort for efforts in segment.dense.ladder() for effort in efforts]
     said = [", ".join(f"{name} {value}" for name, value in one._asdict().items() if value) for one in steps]
-    return segment.file.stat().st_size, [(words, at(step)) for words, step in zip(said, steps, strict=True)]
+    return file_bytes(segment.file), [(words, at(step)) for words, step in zip(said, steps, strict=True)]
 
 
 def timed(path: Path, build: Callable[[], object]) -> None:

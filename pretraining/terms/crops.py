@@ -1,7 +1,6 @@
 """Contrast of two crops of a text, and a queue of earlier ones: Contriever (Izacard et al. 2022, arXiv 2112.09118)."""
 
 import copy
-from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,17 +10,9 @@ from indexes.errors import InputError
 from pretraining.backbones import Backbone
 from pretraining.masking import Batch, Masks, Vocabulary, check_share
 from pretraining.processes import gathered, rank
+from pretraining.terms.parts import Part, kept_tokens
 from pretraining.terms.term import Term, at_least_float32
 from pretraining.view import EncoderView, sentence_vector
-
-
-class Crop(NamedTuple):
-    """A part of each text."""
-
-    ids: Tensor
-    """[CLS], some of the text's tokens in their order, [SEP]; (b, t)."""
-    attention_mask: Tensor
-    """(b, t)"""
 
 
 class CropContrast(Term):
@@ -43,7 +34,7 @@ class CropContrast(Term):
     """
 
     uses_head = False
-    starts_untrained: ClassVar[bool] = False
+    starts_untrained = False
 
     def __init__(
         self,
@@ -75,12 +66,12 @@ class CropContrast(Term):
         self.register_buffer("waiting", torch.zeros(queue, backbone.config.hidden_size))
         self.register_buffer("count", torch.zeros((), dtype=torch.long))
 
-    def draw(self, batch: Batch, masks: Masks, vocabulary: Vocabulary, generator: torch.Generator) -> tuple[Crop, Crop]:
+    def draw(self, batch: Batch, masks: Masks, vocabulary: Vocabulary, generator: torch.Generator) -> tuple[Part, Part]:
         """Draw two crops of each text."""
         one, other = (crop(batch, self.shares, self.deleted, generator) for _ in range(2))
         return one, other
 
-    def forward(self, view: EncoderView, drawn: tuple[Crop, Crop]) -> Tensor:
+    def forward(self, view: EncoderView, drawn: tuple[Part, Part]) -> Tensor:
         """The loss, one number; it moves the slow copy and the queue on while training."""
         asking, asked = drawn
         queries = sentence_vector(view.backbone.run(*asking)[0], asking.attention_mask, view.pooling)
@@ -109,7 +100,7 @@ class CropContrast(Term):
         self.count += len(keys)
 
 
-def crop(batch: Batch, shares: tuple[float, float], deleted: float, generator: torch.Generator) -> Crop:
+def crop(batch: Batch, shares: tuple[float, float], deleted: float, generator: torch.Generator) -> Part:
     """Draw a run of tokens of each text, of a share of its length, and leave some of them out; at least one stays."""
     device, content = batch.ids.device, batch.content
     lengths = content.sum(1)  # (b,)
@@ -122,12 +113,4 @@ def crop(batch: Batch, shares: tuple[float, float], deleted: float, generator: t
     left_out = torch.rand(batch.ids.shape, generator=generator, device=device) < deleted
     spared = start + (chance[2] * run).long()  # one of the run stays whatever is drawn
     kept &= ~left_out | (place == spared[:, None])
-    ends = batch.attention_mask.sum(1) - 1  # [SEP]
-    kept[:, 0] = True
-    kept.scatter_(1, ends[:, None], True)
-    order = (~kept).to(torch.int8).argsort(dim=1, stable=True)  # what is kept first, in its order
-    most = int(kept.sum(1).max())
-    mask = torch.arange(most, device=device) < kept.sum(1, keepdim=True)
-    ids = batch.ids.gather(1, order)[:, :most]
-    pad = batch.ids.new_zeros(())
-    return Crop(torch.where(mask, ids, pad), mask.long())
+    return kept_tokens(batch, kept)

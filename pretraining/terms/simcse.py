@@ -26,8 +26,7 @@ class DropoutContrast(Term):
 
     def __init__(self, backbone: Backbone, *, temperature: float = 0.05) -> None:
         super().__init__(backbone)
-        if not 0 < temperature <= 1:
-            raise InputError(f"temperature is {temperature}; expected above 0 and at most 1")
+        check_temperature(temperature)
         self.temperature = temperature
 
     def forward(self, view: EncoderView, drawn: None) -> Tensor:
@@ -36,6 +35,16 @@ class DropoutContrast(Term):
         both = (view.backbone.run(batch.ids, batch.attention_mask)[0] for _ in range(2))
         one, other = (gathered(sentence_vector(hidden, batch.attention_mask, view.pooling)) for hidden in both)
         return of_whole_batch(nt_xent(one, other, self.temperature))
+
+
+def check_temperature(temperature: float) -> None:
+    """Refuse what cosines are not divided by.
+
+    Raises:
+        InputError: It is not above 0, or above 1.
+    """
+    if not 0 < temperature <= 1:
+        raise InputError(f"temperature is {temperature}; expected above 0 and at most 1")
 
 
 def nt_xent(one: Tensor, other: Tensor, temperature: float) -> Tensor:

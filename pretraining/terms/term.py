@@ -23,16 +23,22 @@ class Term(nn.Module, ABC):
         uses_head: Whether it uses the shared vocabulary head.
         uses_layers: Whether it uses layers before the last.
         uses_pairs: Whether it needs two spans of one document beside each other: rows 2i and 2i + 1.
+        uses_characters: Whether it needs each text once more, with some of its characters masked.
+        uses_field: Whether its option `field` names a field of the documents that it needs beside each text.
         uses_whole_step: Whether it is a loss over the sentence vectors of all texts of an optimiser step, (n, d) in
             this process, which its method `of_vectors` then gives.
+        caution: Where it is known to hurt, for a person to read before a run; empty where nothing is known.
         starts_untrained: Whether its own parameters, if there are any, are random numbers at first.
     """
 
     uses_head: bool = True
     uses_layers: ClassVar[bool] = False
     uses_pairs: ClassVar[bool] = False
+    uses_characters: ClassVar[bool] = False
+    uses_field: ClassVar[bool] = False
     uses_whole_step: ClassVar[bool] = False
-    starts_untrained: ClassVar[bool] = True
+    caution: ClassVar[str] = ""
+    starts_untrained: bool = True
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
@@ -102,11 +108,20 @@ def embedded_text(backbone: Backbone, ids: Tensor, own: OwnPositions | None) -> 
 
 
 def decoded_masks(
-    decoder: PlainDecoder, first: Tensor, view: EncoderView, masks: Masks, own: OwnPositions | None
+    decoder: PlainDecoder,
+    first: Tensor,
+    view: EncoderView,
+    masks: Masks,
+    own: OwnPositions | None,
+    attention_mask: Tensor | None = None,
 ) -> Tensor:
-    """What plain layers make of vectors (b, d) and the masked tokens after the first one, at masked places: (n, d)."""
+    """What plain layers make of vectors (b, d) and the masked tokens after the first one, at masked places: (n, d).
+
+    The masked texts are those of the view's batch, or others, whose attention mask (b, t) is given.
+    """
+    real = view.batch.attention_mask if attention_mask is None else attention_mask
     text = embedded_text(view.backbone, masks.masked_ids, own)
-    states = decoder(torch.cat((first[:, None], text[:, 1:]), 1), view.batch.attention_mask)  # (b, t, d)
+    states = decoder(torch.cat((first[:, None], text[:, 1:]), 1), real)  # (b, t, d)
     return states[masks.labels != IGNORED]
 
 

@@ -17,7 +17,8 @@ from pretraining.contamination import TestQueries
 from pretraining.loop import PretrainingTrainer, resumable_arguments
 from pretraining.mixture import MixedOrder, Mixture
 from pretraining.run import PretrainConfig
-from pretraining.tokens import Collator, SpanPairs, TokenWindows, write_tokens
+from pretraining.token_writer import Extras, write_tokens
+from pretraining.tokens import Accompanied, Collator, SpanPairs, TokenWindows
 from retrieval.cli import build_app
 from retrieval.documents import Document, corpus_fingerprint, read_documents
 
@@ -231,21 +232,44 @@ def test_one_corpus_in_a_mapping_is_that_corpus(corpora, base, tmp_path):
     assert pretrain({corpora[0]: 5.0}, tmp_path / "model", **options).already_complete
 
 
+def test_corpora_with_fields_are_mixed_and_their_fields_searched_for_queries(texts, queries, base, tmp_path):
+    paths = []
+    for name, rows in (("a", texts[:8]), ("b", texts[8:])):
+        fields = [QUERY if row == 2 else WORDS[row % 10] for row in range(len(rows))]
+        lines = (
+            {"_id": str(n), "text": text, "why": why} for n, (text, why) in enumerate(zip(rows, fields, strict=True))
+        )
+        paths.append(tmp_path / f"{name}.jsonl")
+        paths[-1].write_text("".join(json.dumps(line) + "\n" for line in lines))
+    options = OPTIONS | {"max_steps": 2, "objective": {"encoder_mlm": 1.0, "field_decoder/why": {"field": "why"}}}
+    mixed = dict(zip(map(str, paths), (1.0, 2.0), strict=True))
+    card = pretrain(mixed, tmp_path / "model", base=base, remove_queries=queries, **options).card
+    assert [one["left_out"]["with_test_queries"] for one in card["sources"]] == [2, 3]  # "paper" is a query too
+    paths[1].write_text(paths[1].read_text().replace('"why": "stone"', '"why": "river"'))
+    with pytest.raises(InputError, match=r"was made otherwise \(fields: \w+ ≠ \w+\)"):
+        pretrain(mixed, tmp_path / "model", base=base, remove_queries=queries, **options)
+
+
 def test_the_loop_reads_mixtures_in_their_order(make_model, tokenizer, texts, tmp_path):
     folder = tmp_path / "tokens"
-    write_tokens(documents(*texts[:6]), tokenizer, folder, max_length=16, also=[documents(*texts[6:])])
+    extras, also = Extras(texts=True), [documents(*texts[6:])]
+    write_tokens(documents(*texts[:6]), tokenizer, folder, max_length=16, also=also, extras=extras)
     args = resumable_arguments(
         tmp_path / "run", max_steps=5, batch_size=4, learning_rate=1e-3, warmup_steps=0, save_steps=9, seed=3
     )
-    for rows in (TokenWindows(folder, (1.0, 0.5)), SpanPairs(folder, 3, (1.0, 0.5))):
+    weights = (1.0, 0.5)
+    accompanied = Accompanied(folder, 3, tokenizer, characters=5, weights=weights)
+    for rows in (TokenWindows(folder, weights), SpanPairs(folder, 3, weights), accompanied):
         trainer = PretrainingTrainer(make_model(), args, rows, Collator(tokenizer), tmp_path / "log.jsonl")
-        anew = isinstance(rows, SpanPairs)
-        expected = list(MixedOrder(rows.sources, (1.0, 0.5), 20, 3, anew=anew))
-        batches = [batch["ids"] for batch in trainer.get_train_dataloader()]
+        anew = not isinstance(rows, TokenWindows)
+        expected = list(MixedOrder(rows.sources, weights, 20, 3, anew=anew))
+        batches = list(trainer.get_train_dataloader())
         assert len(batches) == 5
-        for number, ids in enumerate(batches):
-            items = [rows[row] for row in expected[4 * number : 4 * number + 4]]
-            assert ids.cpu().equal(Collator(tokenizer)(items)["ids"])
+        for number, batch in enumerate(batches):
+            made = Collator(tokenizer)([rows[row] for row in expected[4 * number : 4 * number + 4]])
+            assert batch["ids"].cpu().equal(made["ids"])
+            for name, other in made.get("others", {}).items():
+                assert batch["others"][name]["ids"].cpu().equal(other["ids"])
 
 
 def test_a_corpus_that_changes_while_it_is_read_is_refused(texts, tokenizer, tmp_path):

@@ -35,7 +35,9 @@ def test_what_gives_a_query_away():
         Document("over the border", "the site of a fresh wound? We looked.", "How do neutrophils reach"),
         Document("characters", "東京タワー。"),
         Document("empty", "...", "!"),
-    ) == [True, True, False, False, False, False, True, True, True, True, True, False]
+        Document("another field", "...", attributes={"year": 1999, "summary": f"We ask: {LONG}"}),
+        Document("no such field", "...", attributes={"year": 1999, "summary": "We ask."}),
+    ) == [True, True, False, False, False, False, True, True, True, True, True, False, True, False]
 
 
 def test_against_the_plain_definition():

@@ -21,7 +21,8 @@ from pretraining.masking import MaskOptions
 from pretraining.objective import Objective
 from pretraining.run import PretrainConfig, pretrain
 from pretraining.terms.spans import span_contrast
-from pretraining.tokens import Collator, SpanPairs, write_tokens
+from pretraining.token_writer import write_tokens
+from pretraining.tokens import Collator, SpanPairs
 from retrieval.documents import read_documents
 
 OPTIONS = dict(max_steps=7, batch_size=4, max_length=16, save_steps=2, learning_rate=1e-3, warmup_steps=1)

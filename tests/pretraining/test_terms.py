@@ -31,6 +31,25 @@ def pairs(tokenizer):
     return encoded["input_ids"], encoded["attention_mask"]
 
 
+@pytest.fixture
+def beside(tokenizer):
+    """What accompanies the four texts: some characters masked, and a field, which one of them has not."""
+    masked = tokenizer(
+        ["r [MASK] walking", "green [MASK] of water", "stone", "houses [MASK] river"], padding=True, return_tensors="pt"
+    )
+    field = tokenizer(["night water paper", "", "green trains", "s"], padding=True, return_tensors="pt")
+    texts = {"masked": masked, "reason": field}
+    every = {name: torch.ones_like(text["input_ids"], dtype=torch.bool) for name, text in texts.items()}
+    given = {
+        name: {"ids": text["input_ids"], "attention_mask": text["attention_mask"], "word_starts": every[name]}
+        for name, text in texts.items()
+    }
+    marked = every["reason"].clone()
+    marked[0, 2] = False
+    given["reason"]["marked"] = marked
+    return given
+
+
 def encode(model, ids, mask, *, layers=False):
     output = model.backbone(input_ids=ids, attention_mask=mask, output_hidden_states=layers)
     return output.hidden_states if layers else output.last_hidden_state
@@ -163,7 +182,105 @@ def dropout_contrast(model, drawn):
     return torch.stack(losses).mean()
 
 
+def contrast(one, other, temperature):
+    """SimCLR's loss, one anchor after the other."""
+    vectors = [vector / vector.norm() for vector in torch.cat((one, other))]
+    losses = []
+    for anchor, vector in enumerate(vectors):
+        others = [place for place in range(len(vectors)) if place != anchor]
+        scores = torch.stack([vector @ vectors[place] for place in others]) / temperature
+        losses.append(-scores.log_softmax(0)[others.index((anchor + len(one)) % len(vectors))])
+    return torch.stack(losses).mean()
+
+
+def mirror_words(model, drawn):
+    mask = drawn.batch.attention_mask
+    texts = drawn.batch.ids, drawn.terms["mirror_words"]
+    vectors = [vectors_of(model, encode(model, ids, mask), mask) for ids in texts]
+    return contrast(*vectors, model.terms["mirror_words"].temperature)
+
+
+def mirror_characters(model, drawn):
+    texts = drawn.batch, drawn.batch.others["masked"]
+    vectors = [vectors_of(model, encode(model, one.ids, one.attention_mask), one.attention_mask) for one in texts]
+    return contrast(*vectors, model.terms["mirror_characters"].temperature)
+
+
+def field_decoder(model, drawn):
+    field, masks = drawn.batch.others["reason"], drawn.terms["field_decoder"]
+    mask = drawn.batch.attention_mask
+    vectors = vectors_of(model, encode(model, drawn.masks.masked_ids, mask), mask)
+    embedded = model.backbone.embeddings(input_ids=masks.masked_ids)
+    states = plain_layers(model.terms["field_decoder"].decoder, vectors, embedded, field.attention_mask)
+    return mean_loss(model, states, masks.labels)
+
+
+def all_tokens(model, states, batch):
+    """Mean over the texts' own tokens, specials left out."""
+    labels = torch.full_like(batch.ids, IGNORED)
+    for text in range(len(labels)):
+        labels[text, 1 : int(batch.attention_mask[text].sum()) - 1] = text_words(batch, text)
+    return mean_loss(model, states, labels)
+
+
+def replaced_lm(model, drawn):
+    one, other = drawn.terms["replaced_lm"]
+    hidden = encode(model, *one)
+    embedded = model.backbone.embeddings(input_ids=other.ids)
+    vectors = vectors_of(model, hidden, one.attention_mask)
+    states = plain_layers(model.terms["replaced_lm"].decoder, vectors, embedded, other.attention_mask)
+    return all_tokens(model, hidden, drawn.batch) + all_tokens(model, states, drawn.batch)
+
+
+def denoising(model, drawn):
+    """A BERT decoder of transformers, with cross-attention of one vector, one text and one token after the other."""
+    term, left = model.terms["denoising"], drawn.terms["denoising"]
+    vectors = vectors_of(model, encode(model, *left), left.attention_mask)
+    losses = []
+    for text, mask in enumerate(drawn.batch.attention_mask):
+        ids = drawn.batch.ids[text, : int(mask.sum())]
+        for end in range(1, len(ids)):
+            states = model.backbone.embeddings(input_ids=ids[None, :end])
+            for layer, crossing in zip(model.backbone.encoder.layer, term.crossings, strict=True):
+                heads = 2
+                own = layer.attention.self
+                q, k, v = (part(states[0]).unflatten(-1, (heads, -1)) for part in (own.query, own.key, own.value))
+                rows = []
+                for place in range(end):
+                    scores = torch.einsum("hd,lhd->hl", q[place], k[: place + 1]) / q.shape[-1] ** 0.5
+                    rows.append(torch.einsum("hl,lhd->hd", scores.softmax(-1), v[: place + 1]).flatten())
+                states = layer.attention.output(torch.stack(rows)[None], states)
+                states = crossing.LayerNorm(states + crossing.dense(crossing.value(vectors[text])))
+                states = layer.output(layer.intermediate(states), states)
+            losses.append(-dense_logits(model, states[0, -1]).log_softmax(-1)[ids[end]])
+    return torch.stack(losses).mean()
+
+
+def replaced_detection(model, drawn):
+    term, replaced = model.terms["replaced_detection"], drawn.terms["replaced_detection"]
+    hidden = encode(model, replaced.ids, drawn.batch.attention_mask)
+    losses = []
+    for text, mask in enumerate(drawn.batch.attention_mask):
+        for place in range(1, int(mask.sum()) - 1):
+            score = term.score(functional.gelu(term.dense(hidden[text, place])))[0]
+            changed = replaced.ids[text, place] != drawn.batch.ids[text, place]
+            losses.append(-torch.log(torch.sigmoid(score if changed else -score)))
+    return torch.stack(losses).mean()
+
+
+def swapped_lm(model, drawn):
+    masks = drawn.terms["swapped_lm"]
+    return mean_loss(model, encode(model, masks.masked_ids, drawn.batch.attention_mask), masks.labels)
+
+
 ORACLES = {
+    "mirror_words": mirror_words,
+    "mirror_characters": mirror_characters,
+    "field_decoder": field_decoder,
+    "replaced_lm": replaced_lm,
+    "denoising": denoising,
+    "replaced_detection": replaced_detection,
+    "swapped_lm": swapped_lm,
     "encoder_mlm": encoder_mlm,
     "bag_of_words_cls": bag_of_words_cls,
     "bag_of_words": bag_of_words,
@@ -182,11 +299,21 @@ def test_every_term_has_an_oracle_here_or_in_the_authors_code():
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 @pytest.mark.parametrize(
     ("name", "options"),
-    [*((name, {}) for name in ORACLES), ("bag_of_words", {"variant": "paper"}), ("condenser_mlm", {"skip_from": 1})],
+    [
+        *((name, {}) for name in ORACLES),
+        ("bag_of_words", {"variant": "paper"}),
+        ("condenser_mlm", {"skip_from": 1}),
+        ("field_decoder", {"marked": True}),
+        ("replaced_detection", {"source": "generator"}),
+        ("replaced_detection", {"source": "cluster", "clusters": 5, "ratio": 0.5}),
+    ],
 )
-def test_a_term_is_its_formula(make_model, pairs, name, options, pooling):
+def test_a_term_is_its_formula(make_model, pairs, beside, base, name, options, pooling):
+    if name == "replaced_lm" or options.get("source") == "generator":
+        options = {**options, "generator": str(base), "ratio": 0.4}
+    options = {"field": "reason", **options} if name == "field_decoder" else options
     model = make_model({name: {"weight": 1.0, **options}}, pooling=pooling, num_hidden_layers=2).double()
-    drawn = model.sample(*pairs, generator=seeded(CPU, 3))
+    drawn = model.sample(*pairs, generator=seeded(CPU, 3), others=beside)
     losses = model(drawn)
     losses["total"].backward()
     ours = {key: value.grad.clone() for key, value in model.named_parameters() if value.grad is not None}
@@ -201,13 +328,13 @@ def test_a_term_is_its_formula(make_model, pairs, name, options, pooling):
 
 
 @pytest.mark.parametrize("name", list(PRESETS))
-def test_presets_learn(make_model, pairs, name):
+def test_presets_learn(make_model, pairs, beside, name):
     torch.manual_seed(0)
     model = make_model(name, num_hidden_layers=2, hidden_dropout_prob=0.05)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     values = []
     for step in range(40):
-        loss = model.loss(*pairs, generator=seeded(CPU, step))["total"]
+        loss = model(model.sample(*pairs, generator=seeded(CPU, step), others=beside))["total"]
         values.append(loss.item())
         optimizer.zero_grad()
         loss.backward()
@@ -437,13 +564,16 @@ if world > 1:
     half = slice(2 * rank, 2 * rank + 2)
 
     def cut(one):
+        if one is None or isinstance(one, torch.Tensor):
+            return None if one is None else one[half]
+        if isinstance(one, dict):
+            return {name: cut(value) for name, value in one.items()}
         if isinstance(one, tuple) and not hasattr(one, "_fields"):
             return tuple(map(cut, one))
         values = one if isinstance(one, tuple) else vars(one).values()
-        return type(one)(*(value[half] for value in values))
+        return type(one)(*map(cut, values))
 
-    terms = {name: None if one is None else cut(one) for name, one in drawn.terms.items()}
-    drawn = Drawn(cut(drawn.batch), cut(drawn.masks), terms)
+    drawn = Drawn(cut(drawn.batch), cut(drawn.masks), cut(drawn.terms))
 trained = DistributedDataParallel(model) if world > 1 else model
 losses = trained(drawn)
 losses["total"].backward()
@@ -454,11 +584,15 @@ if world > 1:
 """
 
 
-def test_two_processes_compute_what_one_does(make_model, tokenizer, pairs, tmp_path):
+def test_two_processes_compute_what_one_does(make_model, tokenizer, pairs, beside, base, tmp_path):
     """Their texts differ in length and in how much of them is masked."""
-    objective = dict.fromkeys(TERMS, 1.0) | {"crop_contrast": {"momentum": 0.5}}
+    objective = dict.fromkeys(TERMS, 1.0) | {
+        "crop_contrast": {"momentum": 0.5},
+        "replaced_lm": {"generator": str(base), "layers": 1},
+        "field_decoder": {"field": "reason"},
+    }
     model = make_model(objective).eval()
-    drawn = model.sample(*pairs, generator=seeded(CPU, 1))
+    drawn = model.sample(*pairs, generator=seeded(CPU, 1), others=beside)
     counts = (drawn.masks.labels != IGNORED).sum(1)
     assert counts[:2].sum() != counts[2:].sum()
     given = {"config": model.backbone.config.to_dict(), "tokenizer": tokenizer, "objective": objective}

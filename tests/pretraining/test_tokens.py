@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from indexes.errors import InputError
-from pretraining.tokens import Collator, TokenWindows, continuations, windows, word_starts, write_tokens
+from pretraining.token_writer import write_tokens
+from pretraining.tokens import Collator, TokenWindows, continuations, windows, word_starts
 from retrieval.documents import Document, document_bytes
 
 DOCUMENTS = [
@@ -67,7 +68,7 @@ def test_a_continuation_never_starts_a_word(tokenizer):
 
 
 def test_large_vocabularies_take_four_bytes(tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr("pretraining.tokens._LARGEST_SHORT", 10)
+    monkeypatch.setattr("pretraining.token_writer._LARGEST_SHORT", 10)
     write_tokens(DOCUMENTS, tokenizer, tmp_path / "tokens", max_length=12)
     assert TokenWindows(tmp_path / "tokens")[0]["ids"].dtype == np.uint32
 

@@ -1,0 +1,91 @@
+"""A small base that knows no similarity: a BERT of 4 layers and 256 dimensions, trained here by masked words alone.
+
+Its texts are the documents of the test collections and the sentences of SICK and of STS-B's training part, without
+scores; its vocabulary of 8,192 pieces is theirs. On 2 cores it takes about ten minutes, and goes on where it was:
+
+    python -m benchmarks.objectives.base FOLDER
+"""
+
+import argparse
+import itertools
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.setting import HERE
+from evaluation import load_dataset
+from pretraining import pretrain
+
+SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+WORDS = 8192
+STEPS, BATCH, LENGTH = 2000, 32, 96
+
+
+def data() -> Path:
+    return Path(os.environ.get("RETROKIT_TEST_DATA", HERE.parents[1] / "shared" / "data"))
+
+
+def sentences(name: str) -> Iterator[str]:
+    """Both sentences of each line of an STS file."""
+    for line in (data() / "sts" / f"{name}.jsonl").read_text().splitlines():
+        pair = json.loads(line)
+        yield from (pair["sentence1"], pair["sentence2"])
+
+
+def texts() -> Iterator[str]:
+    """What the base reads."""
+    for folder in sorted((data() / "beir").iterdir()):
+        if (folder / "qrels").is_dir():
+            yield from (document.content for document in load_dataset(folder).documents())
+    yield from dict.fromkeys(itertools.chain(sentences("sick"), sentences("stsb-train")))
+
+
+def write_texts(lines: Iterator[str], path: Path) -> Path:
+    with path.open("w", encoding="utf-8") as file:
+        for number, line in enumerate(lines):
+            file.write(json.dumps({"_id": str(number), "text": line}) + "\n")
+    return path
+
+
+def untrained(corpus: Path, folder: Path) -> Path:
+    """A BERT of random numbers over a vocabulary made of the corpus."""
+    import torch
+    from tokenizers import BertWordPieceTokenizer
+    from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
+
+    if (folder / "model.safetensors").is_file():
+        return folder
+    maker = BertWordPieceTokenizer(lowercase=True)
+    lines = (json.loads(line)["text"] for line in corpus.open(encoding="utf-8"))
+    maker.train_from_iterator(lines, vocab_size=WORDS, special_tokens=SPECIALS, show_progress=False)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=maker.get_vocab_size(), hidden_size=256, num_hidden_layers=4, num_attention_heads=4,
+        intermediate_size=1024, max_position_embeddings=256,
+    )  # fmt: skip
+    BertTokenizerFast(vocab=maker.get_vocab(), model_max_length=256).save_pretrained(folder)
+    BertForMaskedLM(config).save_pretrained(folder)
+    return folder
+
+
+def make(folder: Path, steps: int = STEPS) -> Path:
+    """The base, made now or before: a model folder that pools by mean."""
+    folder.mkdir(parents=True, exist_ok=True)
+    corpus = folder / "texts.jsonl"
+    if not corpus.is_file():
+        write_texts(texts(), corpus.with_suffix(".new")).rename(corpus)
+    pretrain(
+        corpus, folder / "base", base=str(untrained(corpus, folder / "untrained")), objective="mlm", max_steps=steps,
+        batch_size=BATCH, max_length=LENGTH, learning_rate=5e-4, save_steps=200, precision="bfloat16", pooling="mean",
+        on_note=print, on_progress=lambda done, total: done % 100 == 0 and print(done, total, flush=True),
+    )  # fmt: skip
+    return folder / "base"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    options = parser.parse_args()
+    print(make(options.folder, options.steps))
