@@ -10,6 +10,14 @@ from indexes.manifest import write_json
 from retrieval.console import note, out, progress
 
 
+class Duplicates(StrEnum):
+    """Which repeated documents are left out."""
+
+    none = "none"
+    exact = "exact"
+    near = "near"
+
+
 class PoolingName(StrEnum):
     """Ways to make the sentence vector."""
 
@@ -56,16 +64,40 @@ def pretrain(
     precision: Annotated[
         str, typer.Option(help="float32, or bfloat16: mixed, faster where the processor has it.")
     ] = "float32",
+    also: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CORPUS=WEIGHT",
+            help="Another corpus, gone through WEIGHT times (3, or 0.5) while CORPUS is gone through once; repeat.",
+        ),
+    ] = None,
+    deduplicate: Annotated[
+        Duplicates, typer.Option(help="Documents to leave out: repeated ones (exact), and those that resemble (near).")
+    ] = Duplicates.none,
+    near_duplicates_at: Annotated[
+        float, typer.Option(help="Least Jaccard of the five-word shingles of near duplicates.")
+    ] = 0.8,
+    remove_queries: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FOLDER|FILE",
+            help="Test queries (a BEIR folder, or a file): leave out documents that give one away; repeat.",
+        ),
+    ] = None,
+    query_words: Annotated[
+        int, typer.Option(help="Words of a query to look for inside documents; shorter ones are compared as a whole.")
+    ] = 8,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing folder.")] = False,
     json: Annotated[Path | None, typer.Option(help="Write what was done to this JSON file.")] = None,
 ) -> None:
     """Pretrain an encoder on raw text; the same command goes on where a killed one stopped."""
+    from pretraining.mixture import Mixture
     from pretraining.objective import read_recipe
     from pretraining.run import pretrain as run
 
     with progress("Pretraining", "steps") as on_progress:
         result = run(
-            corpus,
+            Mixture.parse(corpus, also or ()),
             output,
             overwrite=overwrite,
             on_progress=on_progress,
@@ -89,6 +121,10 @@ def pretrain(
             row_fraction=row_fraction,
             pooling=str(pooling) if pooling else None,
             precision=precision,
+            deduplicate=str(deduplicate),
+            near_duplicates_at=near_duplicates_at,
+            remove_queries=remove_queries or (),
+            query_words=query_words,
         )
     if json:
         done = {"output": str(output), "already_complete": result.already_complete, "resumed_from": result.resumed_from}

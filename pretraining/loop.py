@@ -17,6 +17,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from indexes.errors import InputError
 from pretraining.checkpoints import finish_checkpoint, keep_only
 from pretraining.masking import seed_of, seeded
+from pretraining.mixture import MixedOrder
 from pretraining.model import Cached, Drawn
 from pretraining.tokens import Accompanied, SpanPairs
 from retrieval.devices import best_device
@@ -134,7 +135,7 @@ class ResumableTrainer(Trainer):
         micro_batches = self.args.max_steps * self.args.gradient_accumulation_steps * self.args.world_size
         return micro_batches * self.args.per_device_train_batch_size
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return EpochOrder(len(self.train_dataset), self.rows_of_run(), self.args.seed)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
@@ -221,9 +222,12 @@ class PretrainingTrainer(ResumableTrainer):
         """How strongly each term pulls at the encoder's outputs."""
         return {f"gradient_norm/{name}": value.item() for name, value in self.model.gradient_norms.items()}
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:
-        order = TimesOrder if isinstance(self.train_dataset, SpanPairs | Accompanied) else EpochOrder
-        return order(len(self.train_dataset), self.rows_of_run(), self.args.seed)
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        rows, total, seed = self.train_dataset, self.rows_of_run(), self.args.seed
+        anew = isinstance(rows, SpanPairs | Accompanied)
+        if len(rows.weights) > 1:
+            return MixedOrder(rows.sources, rows.weights, total, seed, anew=anew)
+        return (TimesOrder if anew else EpochOrder)(len(rows), total, seed)
 
 
 def return_free_memory() -> None:

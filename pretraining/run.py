@@ -2,8 +2,7 @@
 
 import contextlib
 import hashlib
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,18 +15,20 @@ from indexes.errors import InputError
 from indexes.manifest import refuse_existing
 from pretraining.base import Base, load_base
 from pretraining.checkpoints import keep_only, newest_checkpoint
+from pretraining.cleaning import Cleaner, CleaningOptions, describe_sources, sources, write_cleaned
 from pretraining.loop import PretrainingTrainer, resumable_arguments, trim_log
 from pretraining.marks import Marks, read_words
 from pretraining.masking import MaskOptions
+from pretraining.mixture import Mixture
 from pretraining.model import POOLINGS
 from pretraining.model_folder import LOG, package_versions, write_model_folder
 from pretraining.objective import Objective, kind_of
 from pretraining.terms import TERMS
-from pretraining.token_writer import Extras, write_tokens
-from pretraining.tokens import Accompanied, Collator, SpanPairs, TokenWindows
+from pretraining.token_writer import Extras
+from pretraining.tokens import LONGEST_SET, Accompanied, Collator, Rows, SpanPairs, TokenWindows
 from pretraining.working import finished_card, partial_folder, working_folder
 from retrieval.digests import tokenizer_digest
-from retrieval.documents import corpus_fingerprint, read_documents
+from retrieval.documents import read_documents
 from retrieval.loading import quiet
 
 _CHECKPOINTS, _TOKENS = "checkpoints", "tokens"
@@ -62,6 +63,11 @@ class PretrainConfig:
             the objective says, or 1.
         pooling: `cls` or `mean`; None takes what the base's folder records, else `cls`.
         precision: `float32`, or `bfloat16` for mixed precision: faster where the processor has it.
+        deduplicate: `none`; `exact`: of documents of the same words the first stays; `near`: near duplicates go too.
+        near_duplicates_at: The least Jaccard of the five-word shingles of near duplicates.
+        remove_queries: BEIR folders or files of test queries; documents that give one away go.
+        query_words: Words of a query that is looked for inside documents; a shorter one has to be all of a title or
+            text.
     """
 
     base: str
@@ -83,9 +89,14 @@ class PretrainConfig:
     row_fraction: float | None = None
     pooling: str | None = None
     precision: str = "float32"
+    deduplicate: str = "none"
+    near_duplicates_at: float = 0.8
+    remove_queries: Sequence[str | Path] = ()
+    query_words: int = 8
     parsed: Objective = field(init=False, repr=False)
     masks: MaskOptions = field(init=False, repr=False)
     extras: Extras = field(init=False, repr=False)
+    cleaning: CleaningOptions = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "base", str(self.base))
@@ -95,6 +106,10 @@ class PretrainConfig:
         object.__setattr__(self, "parsed", parsed)
         object.__setattr__(self, "masks", MaskOptions(self.encoder_mask_ratio, self.mask_unit))
         object.__setattr__(self, "extras", self._extras())
+        given = [self.remove_queries] if isinstance(self.remove_queries, str | Path) else self.remove_queries
+        queries = tuple(map(str, given))
+        cleaning = CleaningOptions(self.deduplicate, self.near_duplicates_at, queries, self.query_words)
+        object.__setattr__(self, "cleaning", cleaning)
         for name, least in (
             ("max_steps", 1),
             ("batch_size", 1),
@@ -125,7 +140,8 @@ class PretrainConfig:
                 f"{', '.join(self.parsed.terms)} need pairs of spans and texts beside each text; leave one kind out"
             )
         fields = tuple(map(_called, self.parsed.fields))
-        return Extras(self.parsed.characters > 0, fields, marks if any(marks) else None)
+        texts = self.parsed.characters > 0 or self.parsed.word_sets
+        return Extras(texts, fields, marks if any(marks) else None)
 
     @property
     def attributes(self) -> tuple[str, ...]:
@@ -168,7 +184,7 @@ class PretrainResult:
 
 
 def pretrain(
-    corpus: str | Path,
+    corpus: str | Path | Mapping[str, float] | Mixture,
     output: str | Path,
     *,
     overwrite: bool = False,
@@ -182,8 +198,13 @@ def pretrain(
     newest complete checkpoint and ends with the same weights, bit for bit on a CPU. Under torchrun every process makes
     this call.
 
+    Corpora are read lazily, once for their fingerprints and once to be tokenised; what is in memory is said by
+    `Cleaner`, by `write_tokens`' arrays (8 bytes a document, 10 a window) and by the order of an epoch.
+
     Args:
-        corpus: What `retrieval.documents.read_documents` reads.
+        corpus: What `retrieval.documents.read_documents` reads, or a `Mixture`, or several corpora mapped to their
+            weights: how often each is gone through while one of weight 1 is gone through once, 0.5 being another half
+            of it each time.
         output: The model folder to make.
         overwrite: Replace an existing folder, and discard working state of another configuration.
         on_progress: Called with the steps done and `max_steps`.
@@ -195,12 +216,15 @@ def pretrain(
             another configuration (the message names the fields that differ).
     """
     config, target, note = PretrainConfig(**options), Path(output), on_note or (lambda _: None)
-    refuse_existing(target, overwrite=True, inputs=[corpus, config.base])
+    mixture = Mixture.of(corpus)
+    refuse_existing(target, overwrite=True, inputs=[*mixture.corpora, config.base, *config.cleaning.remove_queries])
     partial = partial_folder(target)
     base = load_base(config.base, config.parsed, config.masks, pooling=config.pooling, seed=config.seed)
-    limit = base.model.parts.longest
+    limit = base.model.parts.longest - (LONGEST_SET if config.parsed.word_sets else 0)
     if config.max_length > limit:
-        raise InputError(f"max_length is {config.max_length}; the base has {limit} positions: take at most {limit}")
+        where = f"{base.model.parts.longest} positions"
+        where += f", {LONGEST_SET} of them for words before the text" if config.parsed.word_sets else ""
+        raise InputError(f"max_length is {config.max_length}; the base has {where}: take at most {limit}")
     with quiet():
         args = resumable_arguments(
             partial / _CHECKPOINTS,
@@ -214,17 +238,31 @@ def pretrain(
             seed=config.seed,
             mixed=config.precision == "bfloat16",
         )
-    card = _card(config, base, str(corpus), args)
+    queries, digests = config.cleaning.queries(), mixture.digests()
+    card = _card(config, base, mixture, args)
+    card["configuration"] |= {**mixture.record(digests), **config.cleaning.record(queries)}
     if finished := finished_card(target, card["configuration"], overwrite=overwrite):
         return PretrainResult(target, True, 0, finished)
     with contextlib.ExitStack() as held:
         with args.main_process_first(local=False):
             if args.should_save:
                 held.enter_context(working_folder(target, card, overwrite=overwrite))
-                _prepare(partial, corpus, base, config, card)
-        tokens = partial / _TOKENS
-        windows = open_windows(tokens, config, base.tokenizer)
-        _say_start(note, base, windows)
+                if not (partial / _TOKENS).is_dir():
+                    write_cleaned(
+                        mixture,
+                        digests,
+                        Cleaner(config.cleaning, queries),
+                        base.tokenizer,
+                        partial / _TOKENS,
+                        max_length=config.max_length,
+                        extras=config.extras,
+                        attributes=config.attributes,
+                        note=note,
+                    )
+                _drop_unfinished(partial)
+        windows = open_windows(partial / _TOKENS, config, base.tokenizer, mixture.weights)
+        card["sources"] = sources(mixture, windows)
+        _say_start(note, base, windows, card["sources"])
         step = _train(base, windows, partial, args, on_progress, note)
         counts = {name: windows.manifest[name] for name in ("documents", "empty", "windows", "tokens")}
         card |= {"counts": counts, "untrained_heads": base.model.untrained_heads}
@@ -236,40 +274,40 @@ def pretrain(
     return PretrainResult(target, False, step, card)
 
 
-def _card(config: PretrainConfig, base: Base, corpus: str, args: TrainingArguments) -> dict[str, Any]:
-    """The run card; its `configuration` is what must be equal for a run to go on."""
+def _card(config: PretrainConfig, base: Base, mixture: Mixture, args: TrainingArguments) -> dict[str, Any]:
+    """The run card; its `configuration`, with that of the data, is what must be equal for a run to go on."""
     configuration = {
         **config.record(),
         "pooling": base.model.pooling,
         "processes": args.world_size,
         "base": base.fingerprint,
         "tokenizer": tokenizer_digest(base.tokenizer),
-        "corpus": corpus_fingerprint(read_documents(corpus)),
     }
     if config.attributes:
         digest = hashlib.sha256()
-        for document in read_documents(corpus, config.attributes):
-            digest.update(fingerprint(document.attributes).encode())
+        for corpus in mixture.corpora:
+            for document in read_documents(corpus, config.attributes):
+                digest.update(fingerprint(document.attributes).encode())
         configuration["fields"] = digest.hexdigest()
     return {
         "made_by": "retrokit pretrain",
         "base": config.base,
-        "corpus": corpus,
+        "corpus": mixture.names(),
         "global_batch": config.batch_size * config.accumulation * args.world_size,
         "configuration": configuration,
         "packages": package_versions(),
     }
 
 
-def open_windows(tokens: Path, config: PretrainConfig, tokenizer: Any) -> TokenWindows | SpanPairs | Accompanied:
+def open_windows(tokens: Path, config: PretrainConfig, tokenizer: Any, weights: Sequence[float] = (1.0,)) -> Rows:
     """The rows that a run trains on, as its terms need them."""
     objective = config.parsed
     if objective.uses_pairs:
-        return SpanPairs(tokens, config.seed)
+        return SpanPairs(tokens, config.seed, weights)
     if objective.accompanied:
-        fields = config.extras.fields
-        return Accompanied(tokens, config.seed, tokenizer, characters=objective.characters, fields=fields)
-    return TokenWindows(tokens)
+        beside = {"characters": objective.characters, "fields": config.extras.fields, "word_sets": objective.word_sets}
+        return Accompanied(tokens, config.seed, tokenizer, weights=weights, **beside)  # type: ignore[arg-type]
+    return TokenWindows(tokens, weights)
 
 
 def _called(attribute: str) -> str:
@@ -277,23 +315,18 @@ def _called(attribute: str) -> str:
     return attribute.rpartition(".")[2]
 
 
-def _prepare(partial: Path, corpus: str | Path, base: Base, config: PretrainConfig, card: Mapping[str, Any]) -> None:
-    """Bring the working folder to where training can start: tokens, whole checkpoints only."""
-    if not (partial / _TOKENS).is_dir():
-        length = card["configuration"]["max_length"]
-        documents = read_documents(corpus, config.attributes)
-        made = write_tokens(documents, base.tokenizer, partial / _TOKENS, max_length=length, extras=config.extras)
-        if made["corpus"] != card["configuration"]["corpus"]:
-            shutil.rmtree(partial / _TOKENS)
-            raise InputError(f"{corpus} changed while it was read; start again when it is at rest")
+def _drop_unfinished(partial: Path) -> None:
+    """Bring the working folder to where training can start: whole checkpoints only, and a log up to the newest."""
     step, newest = newest_checkpoint(partial / _CHECKPOINTS) or (0, None)
     keep_only(partial / _CHECKPOINTS, newest)
     trim_log(partial / LOG, step)
 
 
-def _say_start(note: OnNote, base: Base, windows: TokenWindows | SpanPairs | Accompanied) -> None:
+def _say_start(note: OnNote, base: Base, windows: Rows, corpora: Sequence[Mapping[str, Any]]) -> None:
     counts = windows.manifest
     empty = f", {counts['empty']:,} empty ones skipped" if counts["empty"] else ""
+    for line in describe_sources(corpora):
+        note(line)
     note(f"{counts['documents']:,} documents{empty}: {counts['windows']:,} windows, {counts['tokens']:,} tokens")
     if isinstance(windows, SpanPairs):
         note(f"two spans each of {len(windows):,} documents; the others are too short")
@@ -306,7 +339,7 @@ def _say_start(note: OnNote, base: Base, windows: TokenWindows | SpanPairs | Acc
 
 def _train(
     base: Base,
-    windows: TokenWindows | SpanPairs | Accompanied,
+    windows: Rows,
     partial: Path,
     args: TrainingArguments,
     on_progress: OnProgress | None,

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import itertools
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -34,15 +34,23 @@ class Extras(NamedTuple):
 
 
 def write_tokens(
-    documents: Iterable[Document], tokenizer: Any, folder: Path, *, max_length: int, extras: Extras | None = None
+    documents: Iterable[Document],
+    tokenizer: Any,
+    folder: Path,
+    *,
+    max_length: int,
+    extras: Extras | None = None,
+    also: Sequence[Iterable[Document]] = (),
+    more: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Tokenize a corpus lazily into a tokens folder, published in one step.
+    """Tokenize corpora lazily into a tokens folder, published in one step.
 
     The folder holds `tokens.npy` (uint16 or uint32 ids of all windows end to end), `word_starts.npy` (bool, the
     first piece of each whole word), `offsets.npy` (int64, windows + 1, where each begins), `documents.npy` (int64,
-    documents with a token + 1, the number of each one's first window) and a manifest; with extras also `marked.npy`
-    (bool, which tokens masks may take), `characters.npy` (uint8, UTF-8 of all windows) with `character_offsets.npy`,
-    and below `fields/`, by number, the same arrays for each field, of the same documents.
+    documents with a token + 1, the number of each one's first window), `sources.npy` (uint16, windows, the number of
+    each one's corpus, from 0) and a manifest; with extras also `marked.npy` (bool, which tokens masks may take),
+    `characters.npy` (uint8, UTF-8 of all windows) with `character_offsets.npy`, and below `fields/`, by number, the
+    same arrays for each field, of the same documents.
 
     Args:
         documents: The corpus; a document without tokens is skipped and counted.
@@ -50,15 +58,20 @@ def write_tokens(
         folder: The folder to make; it must not exist.
         max_length: Tokens in a training row, [CLS] and [SEP] included. Longer documents become several windows.
         extras: What else to keep.
+        also: Further corpora, one after the other.
+        more: What else the manifest is to say, by the time when all documents are read.
 
     Returns:
-        The manifest's counts: documents, empty documents, windows, tokens, and the fingerprints.
+        The manifest's counts: documents, empty documents, windows, tokens, in all and by corpus (`sources`), and the
+        fingerprints.
 
     Raises:
-        InputError: The folder exists, no document has a token, none has one of the fields, or a field is no text.
+        InputError: The folder exists, no document of a corpus has a token, none has one of the fields, or a field is
+            no text.
     """
     engine, continued, extras = plain_tokenizer(tokenizer), continuations(tokenizer), extras or Extras()
-    digest, counts = hashlib.sha256(), {"documents": 0, "empty": 0}
+    digest, sources = hashlib.sha256(), array("H")
+    counts = [{"documents": 0, "empty": 0} for _ in range(1 + len(also))]
     with new_folder(folder) as new:
         with contextlib.ExitStack() as files:
             main = files.enter_context(_Texts(new, continued, max_length - SPECIALS, extras.marks, extras.texts))
@@ -66,28 +79,29 @@ def write_tokens(
                 files.enter_context(_Texts(new / FIELDS / str(number), continued, max_length - SPECIALS, extras.marks))
                 for number in range(len(extras.fields))
             ]
-            for batch in _batches(documents):
+            for source, batch in _numbered_batches([documents, *also]):
                 for document in batch:
                     digest.update(document_bytes(document))
                 encoded = [_encode(engine, [document.content for document in batch])]
                 for name in extras.fields:
                     encoded.append(_encode(engine, [field_text(document, name) for document in batch]))
                 for document, text, *others in zip(batch, *encoded, strict=True):
-                    counts["documents"] += 1
-                    counts["empty"] += not len(text.encoding.ids)
+                    counts[source]["documents"] += 1
+                    counts[source]["empty"] += not len(text.encoding.ids)
                     if len(text.encoding.ids):
                         main.append(text, document)
                         for field, other in zip(fields, others, strict=True):
                             field.append(other)
-        if not main.windows:
-            raise InputError(f"none of the corpus's {counts['documents']:,} documents has a token; expected some text")
+                sources.extend([source] * (main.windows - len(sources)))
+        np.save(new / "sources.npy", np.asarray(sources, dtype=np.uint16))
+        by_corpus = _by_corpus(counts, sources, main)
         for name, field in zip(extras.fields, fields, strict=True):
             if not field.windows:
                 raise InputError(f"no document has a field {name!r} with a token; expected text there")
         content = {
-            **counts,
-            "windows": main.windows,
-            "tokens": main.tokens,
+            **{name: sum(one[name] for one in by_corpus) for name in by_corpus[0]},
+            "sources": by_corpus,
+            **(more or {}),
             "max_length": max_length,
             "corpus": digest.hexdigest(),
             "tokenizer": tokenizer_digest(tokenizer),
@@ -95,6 +109,20 @@ def write_tokens(
         }
         seal(new, KIND, content)
     return content
+
+
+def _by_corpus(counts: Sequence[Mapping[str, int]], sources: Sequence[int], main: "_Texts") -> list[dict[str, int]]:
+    """The counts of each corpus, with its windows and tokens; refuses one that has none."""
+    lengths = np.diff(np.asarray(main.offsets))
+    numbers = np.asarray(sources, dtype=np.int64)
+    found = []
+    for number, one in enumerate(counts):
+        own = lengths[numbers == number]
+        if not len(own):
+            which = "the corpus" if len(counts) == 1 else f"corpus {number + 1}"
+            raise InputError(f"none of {which}'s {one['documents']:,} documents has a token; expected some text")
+        found.append({**one, "windows": len(own), "tokens": int(own.sum())})
+    return found
 
 
 def field_text(document: Document, name: str) -> str:
@@ -193,7 +221,9 @@ def _encode(engine: Any, texts: Sequence[str]) -> list[_Encoded]:
     return [_Encoded(*pair) for pair in zip(texts, engine.encode_batch(texts, add_special_tokens=False), strict=True)]
 
 
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    iterator = iter(documents)
-    while batch := list(itertools.islice(iterator, _DOCUMENTS_AT_ONCE)):
-        yield batch
+def _numbered_batches(corpora: Sequence[Iterable[Document]]) -> Iterator[tuple[int, list[Document]]]:
+    """Some documents of one corpus at a time, with its number."""
+    for number, documents in enumerate(corpora):
+        iterator = iter(documents)
+        while batch := list(itertools.islice(iterator, _DOCUMENTS_AT_ONCE)):
+            yield number, batch

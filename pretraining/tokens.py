@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,6 +13,10 @@ from torch.utils.data import Dataset
 from indexes.arrays import map_array
 from indexes.errors import InputError
 from indexes.manifest import open_manifest
+from retrieval.documents import Document
+
+if TYPE_CHECKING:
+    from pretraining.word_sets import WordSetSampler
 
 KIND = "tokens"
 FIELDS = "fields"
@@ -23,6 +27,8 @@ _CONTINUES = "##"
 _MARKS = (_CONTINUES, "▁", "Ġ")
 _LEAST_SPAN = 8
 _LEAST_CHARACTERS = 30
+LONGEST_SET = 32
+"""The most tokens of a set of words, special ones included."""
 
 
 Item = dict[str, Any]
@@ -82,11 +88,18 @@ class TokenWindows(Dataset[Item]):
     """The windows of a tokens folder, memory-mapped; item: `ids` (t,) and `word_starts` (t,), without specials.
 
     Where marks were kept, `marked` (t,) too.
+
+    Args:
+        folder: The tokens folder.
+        weights: How often each corpus is gone through; see `pretraining.mixture`.
+
+    Attributes:
+        sources: The number of each window's corpus, (rows,).
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.manifest = open_manifest(folder, KIND)
-        self.texts = PackedTexts(folder)
+    def __init__(self, folder: Path, weights: Sequence[float] = (1.0,)) -> None:
+        self.manifest, self.weights = open_manifest(folder, KIND), tuple(weights)
+        self.texts, self.sources = PackedTexts(folder), map_array(folder / "sources.npy")
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -130,18 +143,25 @@ class SpanPairs(Dataset[list[Item]]):
     Args:
         folder: The tokens folder.
         seed: Of what is drawn.
+        weights: How often each corpus is gone through; see `pretraining.mixture`.
+
+    Attributes:
+        sources: The number of each document's corpus, (rows,).
 
     Raises:
-        InputError: No document is long enough.
+        InputError: No document of a corpus is long enough.
     """
 
-    def __init__(self, folder: Path, seed: int) -> None:
-        self.manifest = open_manifest(folder, KIND)
+    def __init__(self, folder: Path, seed: int, weights: Sequence[float] = (1.0,)) -> None:
+        self.manifest, self.weights = open_manifest(folder, KIND), tuple(weights)
         self.texts = PackedTexts(folder)
-        begins = self.texts.begins
-        long = np.flatnonzero(np.diff(begins) >= 2 * _LEAST_SPAN)
-        if not len(long):
-            raise InputError(f"no document has {2 * _LEAST_SPAN} tokens, for two spans of it; give longer documents")
+        begins, least = self.texts.begins, 2 * _LEAST_SPAN
+        long = np.flatnonzero(np.diff(begins) >= least)
+        self.sources = map_array(folder / "sources.npy")[self.texts.documents[long]]
+        for number in range(len(self.weights)):
+            if number not in self.sources:
+                of = f" of corpus {number + 1}" if len(self.weights) > 1 else ""
+                raise InputError(f"no document{of} has {least} tokens, for two spans of it; give longer documents")
         self._begins, self._ends, self.seed = begins[long], begins[long + 1], seed
 
     def __len__(self) -> int:
@@ -165,21 +185,39 @@ class Accompanied(Dataset[Item]):
         tokenizer: That of the folder.
         characters: How many characters of a window to mask, for its item's `others["masked"]`; 0: no such text.
         fields: Fields of its document, of each of which one window is drawn; without tokens where there is none.
+        word_sets: Whether two sets of words are drawn that represent the window, for `others["better"]` and
+            `["worse"]`; without tokens where none can be.
+        weights: As for `TokenWindows`.
+
+    Attributes:
+        sources: As of `TokenWindows`.
+
+    Raises:
+        InputError: Sets of words are asked for, and no word of the windows occurs ten times.
     """
 
     def __init__(
-        self, folder: Path, seed: int, tokenizer: Any, *, characters: int = 0, fields: Sequence[str] = ()
+        self,
+        folder: Path,
+        seed: int,
+        tokenizer: Any,
+        *,
+        characters: int = 0,
+        fields: Sequence[str] = (),
+        word_sets: bool = False,
+        weights: Sequence[float] = (1.0,),
     ) -> None:
-        self.windows, self.seed, self.characters = TokenWindows(folder), seed, characters
-        self.manifest = self.windows.manifest
+        self.windows, self.seed, self.characters = TokenWindows(folder, weights), seed, characters
+        self.manifest, self.weights, self.sources = self.windows.manifest, self.windows.weights, self.windows.sources
         self._engine, self._mask = plain_tokenizer(tokenizer), tokenizer.mask_token
         self._continued = continuations(tokenizer)
         places = {name: number for number, name in enumerate(self.manifest["fields"])}
         self._fields = {name: PackedTexts(folder / FIELDS / str(places[name])) for name in fields}
-        if characters:
+        if characters or word_sets:
             self._characters, self._ends = (
                 map_array(folder / f"{name}.npy") for name in ("characters", "character_offsets")
             )
+        self._words = self._sampler() if word_sets else None
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -190,6 +228,10 @@ class Accompanied(Dataset[Item]):
         draw, others = np.random.default_rng((self.seed, time, row)), {}
         if self.characters:
             others["masked"] = self._masked(row, draw)
+        if self._words:
+            found = self._words.draw(self._document(row), draw)
+            for name in ("better", "worse"):
+                others[name] = self._item(" ".join(getattr(found, name)) if found else "", LONGEST_SET - SPECIALS)
         document = int(np.searchsorted(self.windows.texts.documents, row, side="right")) - 1
         for name, texts in self._fields.items():
             first, end = (int(texts.documents[one]) for one in (document, document + 1))
@@ -197,12 +239,27 @@ class Accompanied(Dataset[Item]):
         return {**self.windows[row], "others": others}
 
     def _masked(self, row: int, draw: np.random.Generator) -> Item:
+        text = masked_characters(self._document(row).text, self.characters, self._mask, draw)
+        # A word that is cut may take more pieces than before.
+        return self._item(text, self.manifest["max_length"] - SPECIALS)
+
+    def _document(self, row: int) -> Document:
         raw = self._characters[int(self._ends[row]) : int(self._ends[row + 1])].tobytes()
-        text = masked_characters(raw.decode("utf-8"), self.characters, self._mask, draw)
+        return Document(str(row), raw.decode("utf-8"))
+
+    def _sampler(self) -> "WordSetSampler":
+        from pretraining.word_sets import WordSetSampler
+
+        return WordSetSampler(self._document(row) for row in range(len(self)))
+
+    def _item(self, text: str, most: int) -> Item:
         encoding = self._engine.encode(text, add_special_tokens=False)
-        most = self.manifest["max_length"] - SPECIALS  # a word that is cut may take more pieces than before
         ids = np.asarray(encoding.ids[:most], dtype=np.int64)
         return {"ids": ids, "word_starts": word_starts(ids, encoding.word_ids[:most], self._continued)}
+
+
+Rows = TokenWindows | SpanPairs | Accompanied
+"""What a run trains on."""
 
 
 def masked_characters(text: str, count: int, mask: str, draw: np.random.Generator) -> str:

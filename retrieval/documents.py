@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from indexes.errors import InputError
+from retrieval.sorted_runs import SortedRuns
 
 if TYPE_CHECKING:
     from retrieval.corpora import Corpus
@@ -193,14 +194,10 @@ def _read_block(stream: Iterator[Document], size: int, source: str) -> tuple[lis
 
 
 class _Digests:
-    """Which ids have occurred, in 16 bytes each (BLAKE2b; two ids share a digest with a chance of 2^-128).
-
-    The digests lie in sorted runs, each more than four times as long as the next, as in a log-structured merge tree
-    (O'Neil et al., 1996). A run grows in its place, so that a merge takes the shorter run's memory once more, no more.
-    """
+    """Which ids have occurred, in 16 bytes each (BLAKE2b; two ids share a digest with a chance of 2^-128)."""
 
     def __init__(self) -> None:
-        self._runs: list[np.ndarray] = []
+        self._runs = SortedRuns()
 
     def add(self, ids: list[str]) -> int | None:
         """Add ids; if one occurred before, add none and return the position of the first that did."""
@@ -208,26 +205,13 @@ class _Digests:
             return None
         digests = [hashlib.blake2b(one.encode("utf-8", "surrogatepass"), digest_size=16).digest() for one in ids]
         new = np.sort(np.frombuffer(b"".join(digests), dtype="S16"))
-        if (new[1:] == new[:-1]).any() or self._known(new).any():
+        if (new[1:] == new[:-1]).any() or self._runs.hold(new).any():
             return self._first_repeat(digests)
-        self._runs.append(new)
-        while len(self._runs) > 1 and 4 * len(self._runs[-1]) >= len(self._runs[-2]):
-            last = self._runs.pop()
-            run = self._runs[-1]
-            run.resize(len(run) + len(last), refcheck=False)
-            run[-len(last) :] = last
-            run.sort(kind="stable")  # timsort: one merge of the two sorted parts
+        self._runs.add(new)
         return None
 
-    def _known(self, digests: np.ndarray) -> np.ndarray:
-        known = np.zeros(len(digests), dtype=bool)
-        for run in self._runs:
-            place = np.minimum(run.searchsorted(digests), len(run) - 1)
-            known |= run[place] == digests
-        return known
-
     def _first_repeat(self, digests: list[bytes]) -> int:
-        known = self._known(np.array(digests, dtype="S16"))
+        known = self._runs.hold(np.array(digests, dtype="S16"))
         before: set[bytes] = set()
         for position, digest in enumerate(digests):
             if known[position] or digest in before:

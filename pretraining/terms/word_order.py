@@ -17,8 +17,6 @@ from pretraining.view import EncoderView
 BETTER, WORSE = "better", "worse"
 """What `Batch.others` calls the two sets of words."""
 LOSSES = ("logistic", "hinge")
-LONGEST = 32
-"""The tokens of a set, special ones included, for which a run leaves room."""
 SEPARATORS = {"bert": 1, "roberta": 2, "xlm-roberta": 2, "mpnet": 2}
 """How many [SEP] stand between two texts, by family; those whose pair classifiers have the layers of this term."""
 
