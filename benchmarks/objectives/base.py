@@ -19,7 +19,7 @@ from pretraining import pretrain
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = 8192
-STEPS, BATCH, LENGTH = 2000, 32, 96
+STEPS, BATCH, LENGTH = 1000, 32, 96
 
 
 def data() -> Path:
