@@ -33,8 +33,8 @@ def pretrain(
         str,
         typer.Option(
             help="mlm, bowdpr, retromae, dupmae, condenser, cocondenser, cotmae, lexmae, simcse, contriever, mirror, "
-            "mirror-words, tsdae, rts, slm; terms and weights such as encoder_mlm=1,bag_of_words_cls=0.5; or a YAML "
-            "file of terms, weights and options."
+            "mirror-words, tsdae, rts, slm, prop; terms and weights such as encoder_mlm=1,bag_of_words_cls=0.5; or a "
+            "YAML file of terms, weights and options."
         ),
     ] = "dupmae",
     max_steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 10_000,
@@ -64,6 +64,13 @@ def pretrain(
     precision: Annotated[
         str, typer.Option(help="float32, or bfloat16: mixed, faster where the processor has it.")
     ] = "float32",
+    group_by_length: Annotated[
+        bool, typer.Option("--group-by-length", help="Put texts of like length into a batch: less padding.")
+    ] = False,
+    gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Less memory, more time, the same result.")
+    ] = False,
+    compile: Annotated[bool, typer.Option("--compile", help="Have torch compile the encoder first.")] = False,
     also: Annotated[
         list[str] | None,
         typer.Option(
@@ -121,6 +128,9 @@ def pretrain(
             row_fraction=row_fraction,
             pooling=str(pooling) if pooling else None,
             precision=precision,
+            group_by_length=group_by_length,
+            gradient_checkpointing=gradient_checkpointing,
+            compile=compile,
             deduplicate=str(deduplicate),
             near_duplicates_at=near_duplicates_at,
             remove_queries=remove_queries or (),

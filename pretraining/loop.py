@@ -2,12 +2,14 @@
 
 import ctypes
 import gc
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -24,6 +26,7 @@ from retrieval.devices import best_device
 
 WEIGHTS = "model.safetensors"
 _STEPS_BETWEEN_TRIMS = 5
+_BATCHES_GROUPED = 64
 _DROPOUT = 1  # keeps the seeds of dropout apart from those of masks
 
 
@@ -166,6 +169,38 @@ class TimesOrder(EpochOrder):
         return [number * self.rows + row for row in super().epoch(number)]
 
 
+class GroupedByLength(Sampler[int]):
+    """Another order, in which rows of like length come together in a batch, so that little of it is padding.
+
+    The rows of so many batches are put in the order of their lengths and cut into batches, which then come in random
+    order, drawn from (seed, which of such blocks it is).
+
+    Args:
+        order: The rows of a run.
+        lengths: Of each row, (rows,); row n of the order is n modulo their number.
+        batch: Rows of a batch.
+        seed: Of the order of batches.
+    """
+
+    def __init__(self, order: Sampler[int], lengths: np.ndarray, batch: int, seed: int) -> None:
+        self.order, self.lengths, self.batch, self.seed = order, np.asarray(lengths), batch, seed
+
+    def __len__(self) -> int:
+        return len(self.order)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[int]:
+        rows = iter(self.order)
+        for number in itertools.count():
+            block = list(itertools.islice(rows, self.batch * _BATCHES_GROUPED))
+            if not block:
+                return
+            block.sort(key=lambda row: int(self.lengths[row % len(self.lengths)]))
+            batches = [block[start : start + self.batch] for start in range(0, len(block), self.batch)]
+            generator = seeded(torch.device("cpu"), self.seed, number, "lengths")
+            for place in torch.randperm(len(batches), generator=generator).tolist():
+                yield from batches[place]
+
+
 class PretrainingTrainer(ResumableTrainer):
     """The loop over token windows or pairs of spans: masks are sampled on the device of the batch.
 
@@ -178,6 +213,8 @@ class PretrainingTrainer(ResumableTrainer):
 
     micro_batches: Sequence[dict[str, Any]] = ()
     """Those of the present step."""
+    grouped: bool = False
+    """Whether rows of like length come together."""
 
     def get_batch_samples(self, *arguments: Any, **named: Any) -> Any:
         """Keep the micro-batches of a step in mind."""
@@ -225,9 +262,21 @@ class PretrainingTrainer(ResumableTrainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         rows, total, seed = self.train_dataset, self.rows_of_run(), self.args.seed
         anew = isinstance(rows, SpanPairs | Accompanied)
+        order: Sampler[int]
         if len(rows.weights) > 1:
-            return MixedOrder(rows.sources, rows.weights, total, seed, anew=anew)
-        return (TimesOrder if anew else EpochOrder)(len(rows), total, seed)
+            order = MixedOrder(rows.sources, rows.weights, total, seed, anew=anew)
+        else:
+            order = (TimesOrder if anew else EpochOrder)(len(rows), total, seed)
+        if not self.grouped:
+            return order
+        return GroupedByLength(order, rows.lengths, self.args.per_device_train_batch_size, seed)
+
+
+def recompute_layers(backbone: Any) -> None:
+    """Have a model's layers computed again in the backward pass instead of kept: the same bits, in less memory."""
+    # transformers 5.23 renamed it, and warns of the old name.
+    enable = getattr(backbone, "activation_checkpointing_enable", None) or backbone.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def return_free_memory() -> None:

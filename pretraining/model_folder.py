@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from indexes.manifest import new_folder, seal, write_json
 from pretraining.base import Base, save_heads
+from pretraining.cross_encoder import FOLDER, save_cross_encoder
+from pretraining.terms.word_order import WordSetOrder
 from pretraining.working import CARD, KIND
 from retrieval.loading import quiet
 
@@ -39,6 +41,9 @@ def write_model_folder(
         with quiet():
             save_encoder(new, base, max_length)
         save_heads(base.model, new)
+        for term in base.model.terms.values():
+            if isinstance(term, WordSetOrder):
+                save_cross_encoder(new / FOLDER, base.model.backbone, base.tokenizer, term)
         shutil.copyfile(log, new / LOG)
         write_json(new / CARD, card)
         seal(new, KIND, {})

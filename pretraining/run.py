@@ -16,7 +16,7 @@ from indexes.manifest import refuse_existing
 from pretraining.base import Base, load_base
 from pretraining.checkpoints import keep_only, newest_checkpoint
 from pretraining.cleaning import Cleaner, CleaningOptions, describe_sources, sources, write_cleaned
-from pretraining.loop import PretrainingTrainer, resumable_arguments, trim_log
+from pretraining.loop import PretrainingTrainer, recompute_layers, resumable_arguments, trim_log
 from pretraining.marks import Marks, read_words
 from pretraining.masking import MaskOptions
 from pretraining.mixture import Mixture
@@ -63,6 +63,11 @@ class PretrainConfig:
             the objective says, or 1.
         pooling: `cls` or `mean`; None takes what the base's folder records, else `cls`.
         precision: `float32`, or `bfloat16` for mixed precision: faster where the processor has it.
+        group_by_length: Whether texts of like length come together in a batch: less padding where lengths differ.
+        gradient_checkpointing: Whether the encoder's layers are computed again in the backward pass: the same result
+            in less memory and more time.
+        compile: Whether the encoder is compiled by torch (which takes a minute at the start; it needs a C++ compiler on
+            a CPU, and a resumed run equals another compiled one).
         deduplicate: `none`; `exact`: of documents of the same words the first stays; `near`: near duplicates go too.
         near_duplicates_at: The least Jaccard of the five-word shingles of near duplicates.
         remove_queries: BEIR folders or files of test queries; documents that give one away go.
@@ -89,6 +94,9 @@ class PretrainConfig:
     row_fraction: float | None = None
     pooling: str | None = None
     precision: str = "float32"
+    group_by_length: bool = False
+    gradient_checkpointing: bool = False
+    compile: bool = False
     deduplicate: str = "none"
     near_duplicates_at: float = 0.8
     remove_queries: Sequence[str | Path] = ()
@@ -156,13 +164,14 @@ class PretrainConfig:
     def record(self) -> dict[str, Any]:
         """The options as JSON values, one field each."""
         named = ("max_steps", "batch_size", "accumulation", "max_length", "learning_rate", "weight_decay", "save_steps")
+        switches = ("group_by_length", "gradient_checkpointing", "compile")
         ratios = ("seed", "encoder_mask_ratio", "mask_unit", "mask_spans", "precision")
         marks = self.extras.marks
         return {
             "objective": self.parsed.record(),
             "mask_words": fingerprint(sorted(marks.words)) if marks and marks.words else None,
             "warmup_steps": self.warmup,
-            **{name: getattr(self, name) for name in (*named, *ratios)},
+            **{name: getattr(self, name) for name in (*named, *switches, *ratios)},
         }
 
 
@@ -263,7 +272,7 @@ def pretrain(
         windows = open_windows(partial / _TOKENS, config, base.tokenizer, mixture.weights)
         card["sources"] = sources(mixture, windows)
         _say_start(note, base, windows, card["sources"])
-        step = _train(base, windows, partial, args, on_progress, note)
+        step = _train(config, base, windows, partial, args, on_progress, note)
         counts = {name: windows.manifest[name] for name in ("documents", "empty", "windows", "tokens")}
         card |= {"counts": counts, "untrained_heads": base.model.untrained_heads}
         if args.should_save:
@@ -338,6 +347,7 @@ def _say_start(note: OnNote, base: Base, windows: Rows, corpora: Sequence[Mappin
 
 
 def _train(
+    config: PretrainConfig,
     base: Base,
     windows: Rows,
     partial: Path,
@@ -349,8 +359,13 @@ def _train(
     step, newest = newest_checkpoint(partial / _CHECKPOINTS) or (0, None)
     if newest:
         note(f"going on from step {step:,} of {args.max_steps:,}")
+    if config.gradient_checkpointing:
+        recompute_layers(base.model.backbone)
+    if config.compile:
+        base.model.backbone.compile(dynamic=True)
     with quiet():
         trainer = PretrainingTrainer(base.model, args, windows, Collator(base.tokenizer), partial / LOG, on_progress)
+        trainer.grouped = config.group_by_length
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     trainer.release()
     return step

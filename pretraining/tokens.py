@@ -107,6 +107,11 @@ class TokenWindows(Dataset[Item]):
     def __getitem__(self, number: int) -> Item:
         return self.texts[number]
 
+    @property
+    def lengths(self) -> np.ndarray:
+        """The tokens of each window, (rows,)."""
+        return self.texts.lengths
+
 
 class PackedTexts(Sequence[Item]):
     """Texts cut into windows, as `token_writer` lays them down; item: a window."""
@@ -127,6 +132,11 @@ class PackedTexts(Sequence[Item]):
     def part(self, start: int, end: int) -> Item:
         """Tokens from one place up to another."""
         return {name: column[start:end] for name, column in self._columns.items()}
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """The tokens of each window, (rows,)."""
+        return np.diff(self._offsets)
 
     @property
     def begins(self) -> np.ndarray:
@@ -166,6 +176,11 @@ class SpanPairs(Dataset[list[Item]]):
 
     def __len__(self) -> int:
         return len(self._begins)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """The tokens of a span of each document, about, (rows,)."""
+        return np.minimum((self._ends - self._begins) // 2, self.manifest["max_length"])
 
     def __getitem__(self, number: int) -> list[Item]:
         """Two spans of document `number % len`; another draw for each `number // len`."""
@@ -221,6 +236,11 @@ class Accompanied(Dataset[Item]):
 
     def __len__(self) -> int:
         return len(self.windows)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """The tokens of each window, (rows,)."""
+        return self.windows.lengths
 
     def __getitem__(self, number: int) -> Item:
         """Window `number % len` and what accompanies it; another draw for each `number // len`."""

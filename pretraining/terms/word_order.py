@@ -71,7 +71,7 @@ class WordSetOrder(Term):
         batch = view.batch
         better, worse = batch.others[BETTER], batch.others[WORSE]
         there = better.content.any(1)  # (b,)
-        guessed, scores = [], []
+        guessed, scores = [], list[Tensor]()
         for words in (better, worse):
             pairs = joined(words, batch, view.masks.masked_ids, view.masks.labels, self.separators)
             types = pairs.types if view.backbone.family.types and self.separators == 1 else None
@@ -79,7 +79,7 @@ class WordSetOrder(Term):
             wanted = (pairs.labels != IGNORED) & there[:, None]
             guessed.append(view.head.loss(hidden[wanted], pairs.labels[wanted], view.backbone.words))
             scores.append(at_least_float32(self.scores(hidden))[there])
-        order = order_loss(*scores, self.loss)
+        order = order_loss(scores[0], scores[1], self.loss)
         return of_all_rows(order, len(scores[0])) + torch.stack(guessed).mean()
 
     def scores(self, hidden: Tensor) -> Tensor:

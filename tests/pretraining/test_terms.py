@@ -38,7 +38,9 @@ def beside(tokenizer):
         ["r [MASK] walking", "green [MASK] of water", "stone", "houses [MASK] river"], padding=True, return_tensors="pt"
     )
     field = tokenizer(["night water paper", "", "green trains", "s"], padding=True, return_tensors="pt")
-    texts = {"masked": masked, "reason": field}
+    better = tokenizer(["river walking", "green", "", "houses at night"], padding=True, return_tensors="pt")
+    worse = tokenizer(["stone", "stone train", "", "water"], padding=True, return_tensors="pt")
+    texts = {"masked": masked, "reason": field, "better": better, "worse": worse}
     every = {name: torch.ones_like(text["input_ids"], dtype=torch.bool) for name, text in texts.items()}
     given = {
         name: {"ids": text["input_ids"], "attention_mask": text["attention_mask"], "word_starts": every[name]}
@@ -268,6 +270,33 @@ def replaced_detection(model, drawn):
     return torch.stack(losses).mean()
 
 
+def word_set_order(model, drawn):
+    """Each pair alone, without padding: [CLS] words [SEP] document [SEP]."""
+    term, batch = model.terms["word_set_order"], drawn.batch
+    order, guessed = [], {"better": [], "worse": []}
+    for text in range(len(batch.ids)):
+        length = int(batch.attention_mask[text].sum())
+        scores = []
+        for name, losses in guessed.items():
+            words = batch.others[name]
+            first = words.ids[text, : int(words.attention_mask[text].sum())]
+            if len(first) == 2:
+                continue
+            ids = torch.cat((first, drawn.masks.masked_ids[text, 1:length]))
+            types = torch.cat((torch.zeros_like(first), torch.ones(length - 1, dtype=torch.long)))
+            hidden = model.backbone(input_ids=ids[None], token_type_ids=types[None]).last_hidden_state[0]
+            scores.append(term.score(torch.tanh(term.dense(hidden[0])))[0])
+            for place in range(1, length):
+                label = drawn.masks.labels[text, place]
+                if label != IGNORED:
+                    row = hidden[len(first) + place - 1]
+                    losses.append(-dense_logits(model, row).log_softmax(-1)[label])
+        if scores:
+            apart = scores[0] - scores[1]
+            order.append(-torch.log(torch.sigmoid(apart)) if term.loss == "logistic" else (1 - apart).relu())
+    return torch.stack(order).mean() + sum(torch.stack(losses).mean() for losses in guessed.values()) / 2
+
+
 def swapped_lm(model, drawn):
     masks = drawn.terms["swapped_lm"]
     return mean_loss(model, encode(model, masks.masked_ids, drawn.batch.attention_mask), masks.labels)
@@ -281,6 +310,7 @@ ORACLES = {
     "denoising": denoising,
     "replaced_detection": replaced_detection,
     "swapped_lm": swapped_lm,
+    "word_set_order": word_set_order,
     "encoder_mlm": encoder_mlm,
     "bag_of_words_cls": bag_of_words_cls,
     "bag_of_words": bag_of_words,
@@ -304,6 +334,7 @@ def test_every_term_has_an_oracle_here_or_in_the_authors_code():
         ("bag_of_words", {"variant": "paper"}),
         ("condenser_mlm", {"skip_from": 1}),
         ("field_decoder", {"marked": True}),
+        ("word_set_order", {"loss": "hinge"}),
         ("replaced_detection", {"source": "generator"}),
         ("replaced_detection", {"source": "cluster", "clusters": 5, "ratio": 0.5}),
     ],
