@@ -10,7 +10,7 @@ from typing import Any
 from indexes.checksums import fingerprint, folder_digest
 from indexes.errors import InputError
 from indexes.manifest import read_json, refuse_existing
-from pretraining.samplers import SAMPLERS, sample_pairs
+from pretraining.samplers import USUAL, sample_pairs
 from pretraining.working import CARD, finished_card, working_folder
 from retrieval.documents import Document, corpus_fingerprint, read_documents
 from retrieval.model_folder import resolve
@@ -26,7 +26,7 @@ class AdaptConfig:
 
     Attributes:
         encoder: The model to adapt: a folder, the packaged model's name, or one of the model hub.
-        samplers: How pairs are made of documents (`title`, `lead`, `sentence`, `span`; `words`: PROP's word sets);
+        samplers: How pairs are made of documents (`title`, `lead`, `sentence`, `span`, `section`, `words`);
             None: the first four, or none of them where a file of pairs is given.
         objective: A pretraining objective beside the contrastive loss, such as `dupmae`, weights of terms, or None.
         objective_weight: Its weight; the contrastive loss has 1.
@@ -183,7 +183,7 @@ def make_pairs(documents: Mapping[str, Document], config: AdaptConfig, path: Pat
     Raises:
         InputError: Fewer documents have a pair than a batch and those held out need.
     """
-    samplers = config.samplers if config.samplers is not None else (() if path else tuple(SAMPLERS))
+    samplers = config.samplers if config.samplers is not None else (() if path else USUAL)
     found = list(read_pairs(path, documents)) if path else []
     found += sample_pairs(documents.values(), samplers, config.seed)
     distinct = len({pair.document for pair in found})

@@ -155,8 +155,8 @@ def adapt(
     sampler: Annotated[
         list[str] | None,
         typer.Option(
-            help="How to make pairs: title, lead, sentence, span, words; repeat  [default: the first four, or none "
-            "with --pairs]"
+            help="How to make pairs: title, lead, sentence, span, section, words; repeat  [default: the first four, or "
+            "none with --pairs]"
         ),
     ] = None,
     objective: Annotated[

@@ -16,6 +16,7 @@ _LEAST_QUERY_WORDS = 3
 _LEAST_TEXT_WORDS = 8
 _KEPT_WHOLE = 0.1
 _SPAN_WORDS = (3, 10)
+_PASSAGE_WORDS = 60
 
 Sampler = Callable[[Document, random.Random], tuple[str, str] | None]
 """Makes (query, text) out of a document, or None where it is too short."""
@@ -52,12 +53,34 @@ def span_and_document(document: Document, draw: random.Random) -> tuple[str, str
     return _long_enough(" ".join(words[start : start + length]), document.content)
 
 
+def section_and_passage(document: Document, draw: random.Random) -> tuple[str, str] | None:
+    """A random sentence of the beginning asks for a random passage of what follows: body first selection.
+
+    Source: Chang et al., "Pre-training Tasks for Embedding-based Large-scale Retrieval" (ICLR 2020), who have pages of
+    sections; here the beginning is the first fifth of the sentences, and a passage 60 words or more from one on.
+    """
+    parts = sentences(document.text)
+    first = -(-len(parts) // 5)
+    starts = [at for at in range(first, len(parts)) if len(" ".join(parts[at:]).split()) >= _LEAST_TEXT_WORDS]
+    if not starts:
+        return None
+    query, passage = parts[draw.randrange(first)], []
+    for part in parts[draw.choice(starts) :]:
+        passage += part.split()
+        if len(passage) >= _PASSAGE_WORDS:
+            break
+    return _long_enough(query, " ".join(passage))
+
+
 SAMPLERS: dict[str, Sampler] = {
     "title": title_and_body,
     "lead": lead_and_rest,
     "sentence": sentence_and_document,
     "span": span_and_document,
+    "section": section_and_passage,
 }
+USUAL = ("title", "lead", "sentence", "span")
+"""Those that are taken where none is named."""
 
 
 WORDS = "words"

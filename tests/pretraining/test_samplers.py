@@ -25,12 +25,16 @@ def test_pairs_come_from_the_document_and_repeat(name):
     again = [pair for seed in range(40) for pair in sample_pairs([Document("d0", TEXT), DOCUMENT], [name], seed)]
     assert [pair for pair in again if pair.document == "d1"] == pairs
     assert all(pair.document == "d1" for pair in pairs)
-    assert (len(set(pairs)) > 1) == (name in ("sentence", "span"))
+    assert (len(set(pairs)) > 1) == (name in ("sentence", "span", "section"))
     for pair in pairs:
         if name == "title":
             assert (pair.query, pair.text) == (DOCUMENT.title, TEXT)
         if name == "lead":
             assert (pair.query, pair.text) == (sentences(TEXT)[0], " ".join(sentences(TEXT)[1:]))
+        if name == "section":
+            assert pair.query == sentences(TEXT)[0]
+            assert pair.text in TEXT
+            assert pair.query not in pair.text
         if name == "span":
             assert pair.query in TEXT
             assert 3 <= len(pair.query.split()) <= 10
@@ -52,7 +56,7 @@ def test_short_documents_give_no_pairs_and_unknown_samplers_are_named():
     short = [Document("a", ""), Document("b", "one two"), Document("c", "no title here but some more words follow now")]
     assert list(sample_pairs(short, ["title", "lead"], 0)) == []
     with pytest.raises(
-        InputError, match="sampler 'magic' is unknown; expected one of title, lead, sentence, span, words"
+        InputError, match="sampler 'magic' is unknown; expected one of title, lead, sentence, span, section, "
     ):
         list(sample_pairs(short, ["magic"], 0))
 
