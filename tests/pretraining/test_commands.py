@@ -1,8 +1,11 @@
 """The command: what it says, and what importing it costs."""
 
+import inspect
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import typer
@@ -10,6 +13,7 @@ from typer.testing import CliRunner
 
 import pretraining
 from pretraining.commands import pretrain
+from pretraining.objective import PRESETS
 
 
 @pytest.fixture
@@ -54,3 +58,14 @@ def test_every_public_name_is_there_in_any_order_of_import():
     assert all(getattr(pretraining, name) for name in pretraining.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = pretraining.nothing
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "examples").iterdir()), ids=lambda path: path.name)
+def test_examples_call_the_command_as_it_is(path):
+    text = path.read_text().replace("\\\n", " ")
+    (line,) = re.findall(r"retrokit pretrain (.*)", text)
+    given = dict(re.findall(r"--([a-z-]+)(?: ([^\s-]\S*))?", line))
+    known = {name.replace("_", "-") for name in inspect.signature(pretrain).parameters}
+    assert given.keys() <= known
+    assert given["objective"] in PRESETS
+    assert subprocess.run(["bash", "-n", str(path)], check=False).returncode == 0
