@@ -229,6 +229,7 @@ def hybrid(
         int | None, typer.Option(help="Words of a text that keep a weight, the heaviest  [default: all]")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing folder.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Write what was done to this JSON file.")] = None,
 ) -> None:
     """Split a pretrained model into DupMAE's two halves: reduced vectors, and weights of words."""
     from pretraining.hybrid import export_hybrid
@@ -236,6 +237,8 @@ def hybrid(
 
     texts = (document.content for document in read_documents(corpus))
     export_hybrid(model, output, texts, dim=dim, words=words, overwrite=overwrite, on_note=note)
+    if json:
+        write_json(json, {"dense": f"{output}/dense", "sparse": f"{output}/sparse", "dim": dim, "words": words})
     note(f"wrote {output}/dense and {output}/sparse")
     note(f"next: retrokit index CORPUS --encoder {output}/dense --sparse {output}/sparse --output INDEX_FOLDER")
     note("then: retrokit search INDEX_FOLDER QUERY --fusion sum")
