@@ -8,10 +8,10 @@ from typing import Any
 
 from indexes.manifest import new_folder, seal, write_json
 from pretraining.base import Base, save_heads
-from pretraining.working import CARD, KIND
+from pretraining.report import REPORT, write_report
+from pretraining.working import CARD, KIND, LOG
 from retrieval.loading import quiet
 
-LOG = "log.jsonl"
 _PACKAGES = ("torch", "transformers", "tokenizers", "sentence-transformers", "accelerate", "numpy")
 
 
@@ -35,14 +35,16 @@ def write_model_folder(
     """
     with new_folder(target, overwrite=overwrite) as new:
         with quiet():
-            _save_encoder(new, base, max_length)
+            save_encoder(new, base, max_length)
         save_heads(base.model, new)
         shutil.copyfile(log, new / LOG)
         write_json(new / CARD, card)
+        write_report(new, new / REPORT, name=target.name)
         seal(new, KIND, {})
 
 
-def _save_encoder(folder: Path, base: Base, max_length: int) -> None:
+def save_encoder(folder: Path, base: Base, max_length: int) -> None:
+    """Write an encoder as a sentence-transformers folder that cuts texts at `max_length` tokens."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 

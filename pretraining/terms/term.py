@@ -25,6 +25,8 @@ class Term(nn.Module, ABC):
         uses_pairs: Whether it needs two spans of one document beside each other: rows 2i and 2i + 1.
         uses_whole_step: Whether it is a loss over the sentence vectors of all texts of an optimiser step, (n, d) in
             this process, which its method `of_vectors` then gives.
+        has_bottleneck: Whether it names or rebuilds texts from one vector each, which is the view's `vector` or went
+            through its `bottleneck`, so that a shuffled view shows what the vectors are worth to it.
         starts_untrained: Whether its own parameters, if there are any, are random numbers at first.
     """
 
@@ -32,6 +34,7 @@ class Term(nn.Module, ABC):
     uses_layers: ClassVar[bool] = False
     uses_pairs: ClassVar[bool] = False
     uses_whole_step: ClassVar[bool] = False
+    has_bottleneck: ClassVar[bool] = False
     starts_untrained: ClassVar[bool] = True
 
     def __init__(self, backbone: Backbone) -> None:
