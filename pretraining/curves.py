@@ -36,7 +36,7 @@ def binned(steps: Sequence[int], values: Sequence[float], most: int = _MOST_POIN
     return [Bin(math.fsum(at) / len(at), math.fsum(of) / len(of), min(of), max(of)) for at, of in parts]
 
 
-def ticks(low: float, high: float, most: int = 4) -> list[float]:
+def ticks(low: float, high: float, most: int = 5) -> list[float]:
     """Round numbers from low to high, both included in the range: steps of 1, 2 or 5 times a power of ten."""
     if not high > low:
         return [low]

@@ -124,7 +124,7 @@ def test_the_gap_opens_where_a_trained_decoder_uses_the_vector(name, make_model,
         optimizer.zero_grad()
         model(batches[step % 4])["total"].backward()
         optimizer.step()
-    assert abs(before) < 0.1
+    assert abs(before) < 0.2
     assert shuffle_gaps(model, batches)[name] > 0.5
 
 

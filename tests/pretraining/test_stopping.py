@@ -162,7 +162,7 @@ def test_a_base_that_only_gets_worse_comes_out_as_it_came(scripted, base, corpus
 VALUES = {0: 0.1, 1: 0.2, 2: 0.7, 3: 0.8, 4: 0.3, 5: 0.4, 6: 0.5}
 
 
-@pytest.mark.parametrize(("keep", "killed"), [("best", 1), ("best", 4), ("last", 5)])
+@pytest.mark.parametrize(("keep", "killed"), [("best", 4), ("last", 5)])
 def test_a_killed_run_stops_and_keeps_as_one_left_alone(killed, keep, scripted, base, corpus, tmp_path):
     """A probe at every step, checkpoints every two; ends at step 5, two probes after the best of step 3."""
     scripted(VALUES)
@@ -266,7 +266,7 @@ def test_a_judge_ranks_in_place_of_the_held_out_queries(base, corpus, tmp_path):
 
 
 def test_span_objectives_and_bfloat16_are_probed_too(base, corpus, tmp_path):
-    for objective, gaps in (("cotmae", ["span_decoder"]), ("cocondenser", ["condenser_mlm"]), ("simcse", [])):
+    for objective, gaps in (("cotmae", ["span_decoder"]), ("simcse", [])):
         options = PROBES | {"objective": objective, "precision": "bfloat16", "max_steps": 1}
         (values, _) = pretrain(corpus, tmp_path / objective, base=base, **options).card["probes"].values()
         assert [name for name in values if "gap" in name] == [f"probe/shuffle_gap/{name}" for name in gaps]
@@ -466,7 +466,7 @@ def test_curves_are_where_their_values_are():
     assert [(float(x), float(y)) for x, y in places] == [(56, 10), (192, 77), (328, 144)]
     assert 'class="kept" cx="192.0" cy="77.0"' in drawn
     assert 'd="M56.0 10.0L192.0 77.0L328.0 144.0"' in drawn
-    assert ticks(0, 1) == pytest.approx([0, 0.5, 1]) or ticks(0, 1) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])
+    assert ticks(0, 1) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])
     assert ticks(0.013, 0.021) == pytest.approx([0.014, 0.016, 0.018, 0.02])
     assert ticks(0, 100_000, 3) == pytest.approx([0, 50_000, 100_000])
     assert "circle" in curve("one value", [0], [0.0]), "also where there is no range"
