@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from evaluation.known_items import KnownItems, split_known_items, write_known_items
     from evaluation.measures import DEFAULT_MEASURES, means, score_run
     from evaluation.page import as_html
-    from evaluation.probe import CollectionProbe
+    from evaluation.probe import DatasetProbe
     from evaluation.qrels import Qrels
     from evaluation.report import as_json, as_markdown, write_report
     from evaluation.runs import Ranking, Run, make_ranking, read_run, write_run
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from evaluation.testsets import Profile, TestSet, load_dataset, write_collection
 
 _HOMES = {
-    "CollectionProbe": "probe",
     "DEFAULT_MEASURES": "measures",
+    "DatasetProbe": "probe",
     "KnownItems": "known_items",
     "Profile": "testsets",
     "Qrels": "qrels",
@@ -51,7 +51,7 @@ _HOMES = {
 
 __all__ = [
     "DEFAULT_MEASURES",
-    "CollectionProbe",
+    "DatasetProbe",
     "KnownItems",
     "Profile",
     "Qrels",

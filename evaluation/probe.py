@@ -13,7 +13,7 @@ from indexes.exact import search_exact
 _DEPTH = 10
 
 
-class CollectionProbe:
+class DatasetProbe:
     """Mean nDCG@10 of an encoder on a small test collection, by exact search over cosines.
 
     The corpus is kept in memory and encoded anew for every call: thousands of documents, not millions.

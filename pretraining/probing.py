@@ -78,7 +78,7 @@ class ProbeOptions:
 
 
 class Judge(Protocol):
-    """Says how well an encoder ranks; `evaluation.CollectionProbe` is one.
+    """Says how well an encoder ranks; `evaluation.DatasetProbe` is one.
 
     Attributes:
         name: Of what it ranks, for people.

@@ -177,7 +177,7 @@ def pretrain(
         overwrite: Replace an existing folder, and discard working state of another configuration.
         on_progress: Called with the steps done and `max_steps`.
         on_note: Called with lines for a person: untrained heads, resumption, what was skipped, probes.
-        judge: Ranks with the probed encoder, such as `evaluation.CollectionProbe`; None: held-out queries made of the
+        judge: Ranks with the probed encoder, such as `evaluation.DatasetProbe`; None: held-out queries made of the
             corpus are ranked.
         report_to: Trainer's names of trackers that losses and probes are sent to, such as `tensorboard`, whose files
             are put into `OUTPUT.tensorboard/`.

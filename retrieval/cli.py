@@ -40,7 +40,7 @@ COMMANDS = {
 The first of two words is a group, which has its help in `GROUPS`.
 """
 
-CALLBACKS = {"probe collection": "evaluation.probe:CollectionProbe"}
+CALLBACKS = {"probe collection": "evaluation.probe:DatasetProbe"}
 """What a command of one package passes in for another that may not import it, loaded on use like the commands."""
 
 GROUPS = {"vectors": "Look into vectors folders, check, merge and export them."}

@@ -3,7 +3,7 @@
 import pytest
 from fixtures import make_model, random_texts
 
-from evaluation.probe import CollectionProbe
+from evaluation.probe import DatasetProbe
 from evaluation.systems import evaluate
 from evaluation.testsets import load_dataset, write_collection
 from indexes.errors import InputError
@@ -34,7 +34,7 @@ def test_it_is_what_evaluate_measures(name, collection):
     vectors = encoder.encode_corpus(dataset.documents(), collection / "toy.vectors")
     build_index(vectors, collection / "toy.index", documents=dataset.documents())
     report = evaluate(Retriever.open(str(collection / "toy.index")), dataset)
-    judge = CollectionProbe(collection / name)
+    judge = DatasetProbe(collection / name)
     measured = judge(SentenceTransformer(str(folder), device="cpu"))
     assert measured == pytest.approx(report.systems["dense"].metrics["nDCG@10"], abs=1e-6)
     assert 0 < measured < 1
@@ -42,6 +42,6 @@ def test_it_is_what_evaluate_measures(name, collection):
 
 
 def test_its_fingerprint_is_the_datasets_and_no_collection_is_refused(collection):
-    assert CollectionProbe(collection / "toy").fingerprint == load_dataset(collection / "toy").fingerprint
+    assert DatasetProbe(collection / "toy").fingerprint == load_dataset(collection / "toy").fingerprint
     with pytest.raises(InputError, match="no such folder; expected a BEIR folder"):
-        CollectionProbe(collection / "nothing")
+        DatasetProbe(collection / "nothing")
