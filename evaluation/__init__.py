@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from evaluation.known_items import KnownItems, split_known_items, write_known_items
     from evaluation.measures import DEFAULT_MEASURES, means, score_run
     from evaluation.page import as_html
+    from evaluation.probe import DatasetProbe
     from evaluation.qrels import Qrels
     from evaluation.report import as_json, as_markdown, write_report
     from evaluation.runs import Ranking, Run, make_ranking, read_run, write_run
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "DEFAULT_MEASURES": "measures",
+    "DatasetProbe": "probe",
     "KnownItems": "known_items",
     "Profile": "testsets",
     "Qrels": "qrels",
@@ -49,6 +51,7 @@ _HOMES = {
 
 __all__ = [
     "DEFAULT_MEASURES",
+    "DatasetProbe",
     "KnownItems",
     "Profile",
     "Qrels",

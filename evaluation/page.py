@@ -13,47 +13,7 @@ from evaluation.presentation import (
     largest_differences,
 )
 from evaluation.systems import Report, SystemResult
-
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1b1f24; --soft: #59636e; --line: #d5dae0; --page: #ffffff;
-  --card: #f5f7f9; --bar: #8fb4dd; --main: #1f6fc2; --best: #e3f0e4; --good: #1a7f37; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ed; --soft: #9aa4af; --line: #363d46; --page:
-#14181d;
-  --card: #1d2229; --bar: #3f5f84; --main: #63a8f0; --best: #1d3a24; --good: #57c46f; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 60rem; padding: 1.25rem 1rem 4rem; background: var(--page); color:
-var(--ink);
-  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; overflow-wrap: anywhere; }
-h1 { font-size: 1.6rem; line-height: 1.2; margin: 0 0 .4rem; }
-h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
-p { margin: .4rem 0; }
-.lead { font-size: 1.1rem; }
-.soft, figcaption, dt { color: var(--soft); font-size: .9rem; }
-.wide { overflow-x: auto; border: 1px solid var(--line); border-radius: .5rem; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums;
-  overflow-wrap: normal; }
-th, td { padding: .45rem .6rem; text-align: right; border-top: 1px solid var(--line); }
-thead th { border-top: 0; color: var(--soft); font-weight: 600; font-size: .85rem; }
-th:first-child { text-align: left; position: sticky; left: 0; background: var(--page); }
-td.best { background: var(--best); font-weight: 700; }
-figure { margin: 0; max-width: 34rem; }
-svg { display: block; width: 100%; height: auto; font: 13px system-ui, sans-serif; fill: var(--ink); }
-svg .bar { fill: var(--bar); } svg .main { fill: var(--main); }
-svg .axis { stroke: var(--line); } svg .whisker { stroke: var(--ink); stroke-width: 1.5; }
-svg .soft { fill: var(--soft); }
-article { border: 1px solid var(--line); border-radius: .5rem; background: var(--card); padding: .7rem .9rem;
-  margin: .7rem 0; }
-article h3 { font-size: 1rem; margin: 0; font-weight: 600; }
-ol { margin: .2rem 0 .2rem; padding-left: 1.6rem; }
-.pair { display: grid; grid-template-columns: 1fr 1fr; gap: 0 1.2rem; margin-top: .5rem; }
-@media (max-width: 34rem) { .pair { grid-template-columns: 1fr; gap: .5rem; }
-  table { font-size: .88rem; } th, td { padding: .4rem .4rem; } }
-.hit { color: var(--good); font-weight: 700; }
-dl { margin: 0; } dt { margin-top: .6rem; } dd { margin: 0; }
-ul { padding-left: 1.2rem; margin: .3rem 0; }
-code { font: .88em ui-monospace, Menlo, Consolas, monospace; }
-@media print { body { max-width: none; } article { break-inside: avoid; } }
-"""
+from retrieval.web_page import definitions, web_page
 
 _HITS_SHOWN = 5
 _JUDGED_SHOWN = 8
@@ -70,16 +30,11 @@ def as_html(report: Report) -> str:
         _chart(report),
         _differences(report),
         _list("Notices", report.notices),
-        _definitions("Conventions", conventions(report)),
-        _definitions("Made by", {**report.made_by, "dataset fingerprint": report.fingerprint}),
+        definitions("Conventions", conventions(report)),
+        definitions("Made by", {**report.made_by, "dataset fingerprint": report.fingerprint}),
     ]
     body = "\n".join(part for part in parts if part)
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n"
-        "</body>\n</html>\n"
-    )
+    return web_page(title, body)
 
 
 def _table(report: Report) -> str:
@@ -181,11 +136,6 @@ def _hits(result: SystemResult, query: str, grades: Mapping[str, int]) -> str:
 def _list(title: str, lines: Iterable[str]) -> str:
     items = "".join(f"<li>{escape(line)}</li>" for line in lines)
     return f"<h2>{escape(title)}</h2>\n<ul>{items}</ul>" if items else ""
-
-
-def _definitions(title: str, entries: Mapping[str, str]) -> str:
-    items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in entries.items())
-    return f"<h2>{escape(title)}</h2>\n<dl>{items}</dl>"
 
 
 def _cut(text: str, length: int) -> str:

@@ -10,9 +10,12 @@ if TYPE_CHECKING:
     from pretraining.adaptation import AdaptConfig as AdaptConfig
     from pretraining.adaptation import AdaptResult as AdaptResult
     from pretraining.adaptation import adapt as adapt
+    from pretraining.configuration import PretrainConfig as PretrainConfig
     from pretraining.distillation import DistillConfig as DistillConfig
     from pretraining.distillation import DistillResult as DistillResult
     from pretraining.distillation import distill as distill
+    from pretraining.hybrid import export_hybrid as export_hybrid
+    from pretraining.hybrid import hybrid_scores as hybrid_scores
     from pretraining.masking import MaskOptions as MaskOptions
     from pretraining.masking import seeded as seeded
     from pretraining.model import PretrainingModel as PretrainingModel
@@ -20,7 +23,6 @@ if TYPE_CHECKING:
     from pretraining.reshaping import ReshapeConfig as ReshapeConfig
     from pretraining.reshaping import ReshapeResult as ReshapeResult
     from pretraining.reshaping import reshape as reshape
-    from pretraining.run import PretrainConfig as PretrainConfig
     from pretraining.run import PretrainResult as PretrainResult
     from pretraining.run import pretrain as pretrain
 
@@ -32,12 +34,14 @@ _HOMES = {
     "DistillResult": "distillation",
     "MaskOptions": "masking",
     "Objective": "objective",
-    "PretrainConfig": "run",
+    "PretrainConfig": "configuration",
     "PretrainResult": "run",
     "PretrainingModel": "model",
     "ReshapeConfig": "reshaping",
     "ReshapeResult": "reshaping",
     "distill": "distillation",
+    "export_hybrid": "hybrid",
+    "hybrid_scores": "hybrid",
     "pretrain": "run",
     "reshape": "reshaping",
     "seeded": "masking",
@@ -57,6 +61,8 @@ __all__ = [
     "ReshapeResult",
     "adapt",
     "distill",
+    "export_hybrid",
+    "hybrid_scores",
     "pretrain",
     "reshape",
     "seeded",

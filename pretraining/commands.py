@@ -1,4 +1,4 @@
-"""The command `retrokit pretrain`."""
+"""The commands pretrain, adapt and report."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from indexes.errors import InputError
 from indexes.manifest import write_json
 from retrieval.console import note, out, progress
 
@@ -94,14 +95,34 @@ def pretrain(
     query_words: Annotated[
         int, typer.Option(help="Words of a query to look for inside documents; shorter ones are compared as a whole.")
     ] = 8,
+    probe_steps: Annotated[
+        int, typer.Option(help="Steps between two probes, which say whether retrieval gets better; 0: none.")
+    ] = 0,
+    probe_updates: Annotated[int, typer.Option(help="Contrastive steps that a probe's copy of the encoder gets.")] = 50,
+    probe_collection: Annotated[
+        Path | None,
+        typer.Option(help="A small BEIR folder to rank in probes  [default: held-out queries of the corpus]"),
+    ] = None,
+    keep: Annotated[str, typer.Option(help="Which weights come out: last, or those of the best probe.")] = "last",
+    patience: Annotated[
+        int | None, typer.Option(help="End after so many probes without a better one  [default: never]")
+    ] = None,
+    report_to: Annotated[
+        list[str] | None, typer.Option(help="Trainer's trackers: tensorboard, wandb, mlflow …; repeat.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing folder.")] = False,
     json: Annotated[Path | None, typer.Option(help="Write what was done to this JSON file.")] = None,
 ) -> None:
-    """Pretrain an encoder on raw text; the same command goes on where a killed one stopped."""
+    """Pretrain an encoder on raw text; the same command goes on where a killed one stopped.
+
+    OUTPUT/report.html shows how it went; while it goes on, OUTPUT.partial/report.html does.
+    """
     from pretraining.mixture import Mixture
     from pretraining.objective import read_recipe
     from pretraining.run import pretrain as run
+    from retrieval.cli import load_callback
 
+    judge = load_callback("probe collection")(probe_collection) if probe_collection else None
     with progress("Pretraining", "steps") as on_progress:
         result = run(
             Mixture.parse(corpus, also or ()),
@@ -109,6 +130,8 @@ def pretrain(
             overwrite=overwrite,
             on_progress=on_progress,
             on_note=note,
+            judge=judge,
+            report_to=report_to or (),
             base=base,
             objective=read_recipe(objective),
             max_steps=max_steps,
@@ -135,11 +158,16 @@ def pretrain(
             near_duplicates_at=near_duplicates_at,
             remove_queries=remove_queries or (),
             query_words=query_words,
+            probe_steps=probe_steps,
+            probe_updates=probe_updates,
+            keep=keep,
+            patience=patience,
         )
     if json:
         done = {"output": str(output), "already_complete": result.already_complete, "resumed_from": result.resumed_from}
         write_json(json, {**done, **result.card})
     note(f"{output} is complete already; nothing to do" if result.already_complete else f"wrote {output}")
+    note(f"how it went: {output / 'report.html'}")
     note(f"next: retrokit encode CORPUS --encoder {output} --output VECTORS_FOLDER")
     note("a pretrained encoder is a start, not a search engine: adapt it (retrokit adapt) or fine-tune it first")
 
@@ -242,3 +270,35 @@ def hybrid(
     note(f"wrote {output}/dense and {output}/sparse")
     note(f"next: retrokit index CORPUS --encoder {output}/dense --sparse {output}/sparse --output INDEX_FOLDER")
     note("then: retrokit search INDEX_FOLDER QUERY --fusion sum")
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(help="A model folder of pretrain or adapt, or a run's OUTPUT.partial.")],
+    *,
+    output: Annotated[Path, typer.Option(help="The page to write, FILE.html.", metavar="FILE")],
+    json: Annotated[Path | None, typer.Option(help="Also write every value of the log to this JSON file.")] = None,
+) -> None:
+    """Write how a training run went as one web page: losses, gradients, probes, options."""
+    from pretraining.report import read_log, series_of, write_report
+    from pretraining.working import LOG
+
+    refuse_page(output)
+    write_report(folder, output, name=folder.name.removesuffix(".partial"))
+    if json:
+        found = series_of(read_log(folder / LOG))
+        write_json(json, {"output": str(output), "series": {name: one._asdict() for name, one in found.items()}})
+    note(f"wrote {output}")
+
+
+def refuse_page(path: Path) -> None:
+    """Refuse a page that would replace anything but a page, or change a folder that must stay as it is.
+
+    Raises:
+        InputError: It is so.
+    """
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"--output {path} is no name of a page; give one that ends in .html")
+    if path.is_dir():
+        raise InputError(f"--output {path} is a folder; give the name of a file")
+    if any((one / name).is_file() for one in path.resolve().parents for name in ("manifest.json", "modules.json")):
+        raise InputError(f"--output {path} lies inside a folder that must stay as it is; choose another place")

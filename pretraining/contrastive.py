@@ -20,8 +20,8 @@ from pretraining.base import load_heads, save_heads
 from pretraining.checkpoints import keep_only, newest_checkpoint
 from pretraining.loop import EpochOrder, ResumableTrainer, resumable_arguments, trim_log, unique_state
 from pretraining.model import PretrainingModel
-from pretraining.model_folder import LOG, package_versions
-from pretraining.working import CARD, KIND
+from pretraining.model_folder import package_versions
+from pretraining.working import CARD, KIND, LOG
 from retrieval.loading import quiet
 from retrieval.model_folder import read_model_folder, resolve
 from retrieval.pairs import Pair

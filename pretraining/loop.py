@@ -5,6 +5,7 @@ import gc
 import itertools
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -118,8 +119,15 @@ class ResumableTrainer(Trainer):
             )
         line = {"step": self.state.global_step, **terms}
         line |= {"gradient_norm": logs["grad_norm"], "learning_rate": logs["learning_rate"], **self.more_to_log()}
+        self.write_line(line)
+
+    def write_line(self, line: dict[str, float]) -> None:
+        """Append a line to the log, and tell Trainer's trackers, if there are any, at the present step."""
         with self.log_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+        values = {name: value for name, value in line.items() if name != "step"}
+        # Not `on_log` itself, which would take this line for the one of the step that is going on.
+        self.callback_handler.call_event("on_log", self.args, self.state, self.control, logs=values)
 
     def more_to_log(self) -> dict[str, float]:
         """What else a step's line says; a subclass has more to say."""
@@ -147,6 +155,10 @@ class ResumableTrainer(Trainer):
         state = {name: value.contiguous() for name, value in unique_state(self.model).items()}
         save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
 
+    def load_weights(self, checkpoint: Path) -> None:
+        """Put a checkpoint's weights into the model, without going on from it."""
+        self._load_from_checkpoint(str(checkpoint))
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         written = load_file(Path(resume_from_checkpoint) / WEIGHTS)
         for name, value in unique_state(model or self.model).items():
@@ -156,6 +168,8 @@ class ResumableTrainer(Trainer):
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
+            with self.log_file.open("rb") as file:
+                os.fsync(file.fileno())  # what the log says up to here must not be lost if the checkpoint is not
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
             finish_checkpoint(folder)
             keep_only(folder.parent, folder)
@@ -238,9 +252,7 @@ class PretrainingTrainer(ResumableTrainer):
         return model(self._sample(inputs, generator), whole)
 
     def _sample(self, inputs: dict[str, Any], generator: torch.Generator) -> Drawn:
-        tensors = inputs["ids"], inputs["attention_mask"], inputs["word_starts"]
-        more = {name: inputs[name] for name in ("marked", "others") if name in inputs}
-        return self.model.sample(*tensors, generator=generator, **more)
+        return self.model.sample_batch(inputs, generator)
 
     def _cache(self, names: Sequence[str]) -> None:
         vectors = []

@@ -155,6 +155,11 @@ class PretrainingModel(nn.Module):
         }
         return Drawn(batch, masks, drawn)
 
+    def sample_batch(self, batch: Mapping[str, Any], generator: torch.Generator) -> Drawn:
+        """Draw everything random about a batch as `tokens.Collator` makes it; see `sample`."""
+        more = {name: batch[name] for name in ("marked", "others") if name in batch}
+        return self.sample(batch["ids"], batch["attention_mask"], batch["word_starts"], generator=generator, **more)
+
     def loss(
         self,
         input_ids: Tensor,

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from indexes.manifest import new_folder, seal, write_json
 from pretraining.base import Base, save_heads
 from pretraining.cross_encoder import FOLDER, save_cross_encoder
+from pretraining.report import REPORT, write_report
 from pretraining.terms.word_order import WordSetOrder
-from pretraining.working import CARD, KIND
+from pretraining.working import CARD, KIND, LOG
 from retrieval.loading import quiet
 
-LOG = "log.jsonl"
 _PACKAGES = ("torch", "transformers", "tokenizers", "sentence-transformers", "accelerate", "numpy")
 
 
@@ -46,6 +46,7 @@ def write_model_folder(
                 save_cross_encoder(new / FOLDER, base.model.backbone, base.tokenizer, term)
         shutil.copyfile(log, new / LOG)
         write_json(new / CARD, card)
+        write_report(new, new / REPORT, name=target.name)
         seal(new, KIND, {})
 
 

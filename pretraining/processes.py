@@ -1,18 +1,47 @@
 """What losses need of the other processes of a run, so that their number changes no result."""
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+_ALONE: ContextVar[bool] = ContextVar("alone", default=False)
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Compute losses as if there were no other process: those who compute none must not be waited for."""
+    token = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(token)
+
+
+def _together() -> bool:
+    return dist.is_available() and dist.is_initialized() and not _ALONE.get()
+
 
 def world_size() -> int:
     """How many processes train together."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size() if _together() else 1
 
 
 def rank() -> int:
     """The number of this process among them, from 0."""
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    return dist.get_rank() if _together() else 0
+
+
+def told_by_first(value: bool, device: torch.device) -> bool:
+    """What the first process says; the others wait for it to say so."""
+    if world_size() == 1:
+        return value
+    said = torch.tensor(int(value), device=device)
+    dist.broadcast(said, 0)
+    return bool(said)
 
 
 def of_all_rows(mean: Tensor, rows: int) -> Tensor:

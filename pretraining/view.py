@@ -56,20 +56,52 @@ class EncoderView:
     @cached_property
     def vector(self) -> Tensor:
         """The sentence vector, (b, d)."""
-        return sentence_vector(self.hidden, self.batch.attention_mask, self.pooling)
+        return self.bottleneck(sentence_vector(self.hidden, self.batch.attention_mask, self.pooling))
+
+    def bottleneck(self, vectors: Tensor) -> Tensor:
+        """What is decoded in the place of each text's vector (b, d): that vector, except in a shuffled view."""
+        return vectors
+
+    def shuffled(self, shift: int = 1) -> "EncoderView":
+        """The same view, except that each text is decoded from the vector of the text `shift` places before it."""
+        return _Shuffled(self, shift)
 
     def observed(self, heard: Callable[[Tensor], None]) -> "EncoderView":
         """The same view for one term alone, which reports the gradients that this term sends to the encoder."""
         return _Observed(self, heard)
 
 
-class _Observed(EncoderView):
-    """A view over another's pass, whose outputs are its own tensors: gradients through them come from one term."""
+class _Over(EncoderView):
+    """A view over another's pass."""
 
-    def __init__(self, view: EncoderView, heard: Callable[[Tensor], None]) -> None:
+    def __init__(self, view: EncoderView) -> None:
         self.batch, self.masks, self.backbone, self.head = view.batch, view.masks, view.backbone, view.head
         self.special, self.pooling = view.special, view.pooling
-        self._view, self._heard = view, heard
+        self._view = view
+
+    @cached_property
+    def _pass(self) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return self._view._pass
+
+
+class _Shuffled(_Over):
+    """A view in which texts are decoded from one another's vectors."""
+
+    def __init__(self, view: EncoderView, shift: int) -> None:
+        super().__init__(view)
+        self._shift = shift
+
+    def bottleneck(self, vectors: Tensor) -> Tensor:
+        """Each text has the vector of another."""
+        return vectors.roll(self._shift, 0)
+
+
+class _Observed(_Over):
+    """A view whose outputs are its own tensors: gradients through them come from one term."""
+
+    def __init__(self, view: EncoderView, heard: Callable[[Tensor], None]) -> None:
+        super().__init__(view)
+        self._heard = heard
 
     @cached_property
     def _pass(self) -> tuple[Tensor, tuple[Tensor, ...]]:

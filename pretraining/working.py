@@ -13,7 +13,10 @@ from indexes.manifest import LOCK, differences, open_manifest, read_json, refuse
 CARD = "retrokit.json"
 """The run card in a finished model folder; its `configuration` is what must be equal for two runs to be the same."""
 KIND = "model"
-_RUN = "run.json"
+RUN = "run.json"
+"""The run card in a working folder."""
+LOG = "log.jsonl"
+"""The log in both: a JSON object a step."""
 
 
 def partial_folder(target: Path) -> Path:
@@ -38,7 +41,7 @@ def finished_card(target: Path, configuration: Mapping[str, Any], *, overwrite: 
         raise InputError(f"{target} was made otherwise ({found}); choose another --output or pass --overwrite")
     verify(target, open_manifest(target, KIND))
     # A process killed between publishing the folder and sweeping up leaves its working state behind.
-    if (partial_folder(target) / _RUN).is_file():
+    if (partial_folder(target) / RUN).is_file():
         shutil.rmtree(partial_folder(target))
     return card
 
@@ -64,7 +67,7 @@ def working_folder(target: Path, card: Mapping[str, Any], *, overwrite: bool) ->
         try:
             yield partial
         except InputError:
-            if {path.name for path in partial.iterdir()} <= {_RUN, LOCK}:
+            if {path.name for path in partial.iterdir()} <= {RUN, LOCK}:
                 shutil.rmtree(partial)  # nothing to go on with, and other options may follow
             raise
     shutil.rmtree(partial)
@@ -72,10 +75,10 @@ def working_folder(target: Path, card: Mapping[str, Any], *, overwrite: bool) ->
 
 def _open(partial: Path, card: Mapping[str, Any], *, overwrite: bool) -> None:
     there = [path for path in partial.iterdir() if path.name != LOCK]
-    if not (partial / _RUN).is_file() and there:
+    if not (partial / RUN).is_file() and there:
         raise InputError(f"{partial} holds {there[0].name} and belongs to no training run; choose another --output")
-    if (partial / _RUN).is_file():
-        found = differences(card["configuration"], read_json(partial / _RUN)["configuration"])
+    if (partial / RUN).is_file():
+        found = differences(card["configuration"], read_json(partial / RUN)["configuration"])
         if not found:
             return
         if not overwrite:
@@ -84,10 +87,10 @@ def _open(partial: Path, card: Mapping[str, Any], *, overwrite: bool) -> None:
                 "or pass --overwrite to start anew"
             )
         # First, so that a half-removed state, left by a kill, can be taken for nobody's run.
-        write_json(partial / _RUN, {"configuration": {}})
+        write_json(partial / RUN, {"configuration": {}})
         for path in there:
             if path.is_dir():
                 shutil.rmtree(path)
-            elif path.name != _RUN:
+            elif path.name != RUN:
                 path.unlink()
-    write_json(partial / _RUN, card)
+    write_json(partial / RUN, card)

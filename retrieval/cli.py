@@ -30,6 +30,7 @@ COMMANDS = {
     "vectors merge": "retrieval.vector_commands:merge",
     "vectors export": "retrieval.vector_commands:export",
     "pretrain": "pretraining.commands:pretrain",
+    "report": "pretraining.commands:report",
     "adapt": "pretraining.commands:adapt",
     "hybrid": "pretraining.commands:hybrid",
     "reshape": "pretraining.shape_commands:reshape",
@@ -42,6 +43,9 @@ COMMANDS = {
 The first of two words is a group, which has its help in `GROUPS`.
 """
 
+CALLBACKS = {"probe collection": "evaluation.probe:DatasetProbe"}
+"""What a command of one package passes in for another that may not import it, loaded on use like the commands."""
+
 GROUPS = {"vectors": "Look into vectors folders, check, merge and export them."}
 
 _BAD_INPUT = 2
@@ -51,8 +55,17 @@ _INTERRUPTED = 130
 
 def load_command(name: str) -> Callable[..., Any]:
     """The function behind a command; a recipe calls its stages through this table, handing folders on."""
-    module, _, function = COMMANDS[name].partition(":")
-    return getattr(import_module(module), function)
+    return _load(COMMANDS[name])
+
+
+def load_callback(name: str) -> Callable[..., Any]:
+    """What makes a callback, by its name in `CALLBACKS`."""
+    return _load(CALLBACKS[name])
+
+
+def _load(place: str) -> Callable[..., Any]:
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)
 
 
 def main() -> None:

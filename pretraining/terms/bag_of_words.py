@@ -12,7 +12,7 @@ their names:
 BowDPR's (Ma et al. 2024, "Drop your Decoder", arXiv 2401.11248) asks the sentence vector alone.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from pretraining.backbones import Backbone
 from pretraining.heads import VocabularyHead, linear_max
 from pretraining.masking import IGNORED
 from pretraining.terms.term import Term
-from pretraining.view import EncoderView
+from pretraining.view import EncoderView, sentence_vector
 
 VARIANTS = ("code", "paper")
 
@@ -71,16 +71,29 @@ class ClsBagOfWords(Term):
         backbone: The encoder.
     """
 
+    has_bottleneck: ClassVar[bool] = True
+
     def forward(self, view: EncoderView, drawn: Any) -> Tensor:
         """The loss, one number."""
-        words = view.backbone.words
-        rows = view.head.transform(view.vector if view.pooling == "cls" else view.hidden)
-        if view.pooling == "mean":  # the head is linear after its transform, so that the mean may come first
-            real = view.batch.attention_mask[..., None].to(rows.dtype)
-            rows = (rows * real).sum(1) / real.sum(1)
-        logits = functional.linear(rows, words, view.head.bias)  # (b, v)
-        target = word_set(view.batch.ids, view.batch.content & ~view.special[view.batch.ids], len(words))
-        return set_cross_entropy(logits, target / target.sum(1, keepdim=True).clamp(min=1))
+        target = own_words(view)
+        return set_cross_entropy(sentence_logits(view), target / target.sum(1, keepdim=True).clamp(min=1))
+
+
+def sentence_logits(view: EncoderView) -> Tensor:
+    """The sentence vector's vocabulary logits, (b, v); where it is the mean over tokens, the mean of their logits."""
+    if view.pooling == "cls":
+        rows = view.head.transform(view.vector)
+    else:  # the head is linear after its transform, so that the mean may come first
+        rows = view.bottleneck(
+            sentence_vector(view.head.transform(view.hidden), view.batch.attention_mask, view.pooling)
+        )
+    return functional.linear(rows, view.backbone.words, view.head.bias)
+
+
+def own_words(view: EncoderView) -> Tensor:
+    """1 for each id of a text that is a word, neither special nor unused: (b, v) in float32."""
+    ids = view.batch.ids
+    return word_set(ids, view.batch.content & ~view.special[ids], len(view.backbone.words))
 
 
 def pooled_logits(hidden: Tensor, attention_mask: Tensor, head: VocabularyHead, words: Tensor) -> Tensor:

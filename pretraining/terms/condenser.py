@@ -26,6 +26,7 @@ class Condenser(Term):
     """
 
     uses_layers: ClassVar[bool] = True
+    has_bottleneck: ClassVar[bool] = True
 
     def __init__(self, backbone: Backbone, *, layers: int = 2, skip_from: int | None = None) -> None:
         super().__init__(backbone)

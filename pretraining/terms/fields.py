@@ -29,6 +29,7 @@ class FieldDecoder(Term):
     """
 
     uses_field: ClassVar[bool] = True
+    has_bottleneck: ClassVar[bool] = True
 
     def __init__(
         self, backbone: Backbone, *, field: str = "", layers: int = 2, ratio: float = 0.45, marked: bool = False

@@ -1,5 +1,7 @@
 """LexMAE (Shen et al. 2023, arXiv 2208.14754): the bottleneck between encoder and decoder is a mixture of words."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -25,6 +27,8 @@ class LexiconBottleneck(Term):
         ratio: Share of a text's tokens, specials included, that are masked for the decoder.
     """
 
+    has_bottleneck: ClassVar[bool] = True
+
     def __init__(self, backbone: Backbone, *, layers: int = 2, ratio: float = 0.5) -> None:
         super().__init__(backbone)
         check_share("decoder mask ratio", ratio, 0.9)
@@ -44,7 +48,7 @@ class LexiconBottleneck(Term):
         keep = view.batch.content
         keep[:, 0] = ~keep.any(1)  # a text without words is pooled over [CLS]
         logits = linear_max(view.head.transform(view.hidden), words, view.head.bias, keep)  # (b, v)
-        bottleneck = logits.softmax(1) @ words.detach()  # (b, d)
+        bottleneck = view.bottleneck(logits.softmax(1) @ words.detach())  # (b, d)
         rows = self.transform(decoded_masks(self.decoder, bottleneck, view, drawn, self.positions))
         labels = drawn.labels[drawn.labels != IGNORED]
         return of_all_rows(linear_cross_entropy(rows, words, view.head.bias, labels), len(labels))

@@ -5,7 +5,7 @@ vector at position i and looks at its own random half of the clean tokens, never
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -114,6 +114,8 @@ class DecoderMLM(Term):
         hide_word: Hide a row's whole word from it. The authors hide its token only, and so a row may see the other
             pieces of its own word.
     """
+
+    has_bottleneck: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -1,5 +1,7 @@
 """Replaced language modelling with a bottleneck: SimLM (Wang et al. 2023, arXiv 2207.02578)."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +30,8 @@ class ReplacedLM(Term):
         decoder_ratio: That of the decoder's.
         layers: Of the decoder.
     """
+
+    has_bottleneck: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -65,7 +69,7 @@ class ReplacedLM(Term):
         batch, words = view.batch, view.backbone.words
         content = batch.content
         hidden = view.backbone.run(*encoded)[0]
-        vectors = sentence_vector(hidden, batch.attention_mask, view.pooling)
+        vectors = view.bottleneck(sentence_vector(hidden, batch.attention_mask, view.pooling))
         text = embedded_text(view.backbone, decoded.ids, self.positions)
         states = self.decoder(torch.cat((vectors[:, None], text[:, 1:]), 1), batch.attention_mask)
         wanted = batch.ids[content]

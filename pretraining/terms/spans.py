@@ -58,6 +58,7 @@ class SpanDecoder(Term):
     """
 
     uses_pairs: ClassVar[bool] = True
+    has_bottleneck: ClassVar[bool] = True
 
     def __init__(self, backbone: Backbone, *, layers: int = 2, ratio: float = 0.45) -> None:
         super().__init__(backbone)

@@ -29,6 +29,8 @@ class Term(nn.Module, ABC):
         uses_whole_step: Whether it is a loss over the sentence vectors of all texts of an optimiser step, (n, d) in
             this process, which its method `of_vectors` then gives.
         caution: Where it is known to hurt, for a person to read before a run; empty where nothing is known.
+        has_bottleneck: Whether it names or rebuilds texts from one vector each, which is the view's `vector` or went
+            through its `bottleneck`, so that a shuffled view shows what the vectors are worth to it.
         starts_untrained: Whether its own parameters, if there are any, are random numbers at first.
     """
 
@@ -39,6 +41,7 @@ class Term(nn.Module, ABC):
     uses_field: ClassVar[bool] = False
     uses_word_sets: ClassVar[bool] = False
     uses_whole_step: ClassVar[bool] = False
+    has_bottleneck: ClassVar[bool] = False
     caution: ClassVar[str] = ""
     starts_untrained: bool = True
 

@@ -31,6 +31,7 @@ class Denoising(Term):
         deleted: The chance of a word to be deleted; one stays at least.
     """
 
+    has_bottleneck: ClassVar[bool] = True
     caution: ClassVar[str] = (
         "it makes encoders worse that were trained with labels already (arXiv 2104.06979): train so after it"
     )
@@ -54,7 +55,7 @@ class Denoising(Term):
     def forward(self, view: EncoderView, drawn: Part) -> Tensor:
         """The loss, one number."""
         hidden = view.backbone.run(*drawn)[0]
-        vectors = sentence_vector(hidden, drawn.attention_mask, view.pooling)
+        vectors = view.bottleneck(sentence_vector(hidden, drawn.attention_mask, view.pooling))
         batch = view.batch
         ids, real = batch.ids[:, :-1], batch.attention_mask[:, :-1].bool()
         follows = batch.attention_mask[:, 1:].bool()  # (b, t - 1)

@@ -8,12 +8,13 @@ import torch
 
 from indexes.errors import InputError
 from pretraining import pretrain
+from pretraining.configuration import PretrainConfig
 from pretraining.marks import Marks, content_spans, read_words
 from pretraining.masking import IGNORED, Batch, MaskOptions, Vocabulary, draw_masks, seeded
-from pretraining.run import PretrainConfig, open_windows
 from pretraining.terms.parts import words_left
 from pretraining.token_writer import Extras, write_tokens
 from pretraining.tokens import Accompanied, Collator, TokenWindows, masked_characters
+from pretraining.training import open_windows
 from retrieval.documents import Document
 
 CPU = torch.device("cpu")

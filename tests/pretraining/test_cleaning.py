@@ -13,10 +13,10 @@ from indexes.arrays import map_array
 from indexes.errors import InputError
 from pretraining import cleaning, pretrain
 from pretraining.cleaning import Cleaner, CleaningOptions
+from pretraining.configuration import PretrainConfig
 from pretraining.contamination import TestQueries
 from pretraining.loop import PretrainingTrainer, resumable_arguments
 from pretraining.mixture import MixedOrder, Mixture
-from pretraining.run import PretrainConfig
 from pretraining.token_writer import Extras, write_tokens
 from pretraining.tokens import Accompanied, Collator, SpanPairs, TokenWindows
 from retrieval.cli import build_app

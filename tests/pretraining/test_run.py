@@ -16,10 +16,11 @@ from safetensors.torch import load_file, save_file
 from indexes.errors import InputError
 from pretraining.base import load_base
 from pretraining.checkpoints import MARKER
+from pretraining.configuration import PretrainConfig
 from pretraining.loop import PretrainingTrainer, resumable_arguments
 from pretraining.masking import MaskOptions
 from pretraining.objective import Objective
-from pretraining.run import PretrainConfig, pretrain
+from pretraining.run import pretrain
 from pretraining.terms.spans import span_contrast
 from pretraining.token_writer import write_tokens
 from pretraining.tokens import Collator, SpanPairs

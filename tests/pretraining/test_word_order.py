@@ -9,12 +9,13 @@ from transformers import BertConfig, BertForMaskedLM, RobertaConfig, RobertaMode
 from indexes.errors import InputError
 from pretraining import pretrain
 from pretraining.backbones import Backbone
+from pretraining.configuration import PretrainConfig
 from pretraining.cross_encoder import classifier
 from pretraining.masking import Batch
-from pretraining.run import PretrainConfig, open_windows
 from pretraining.terms.word_order import WordSetOrder, joined, order_loss
 from pretraining.token_writer import write_tokens
 from pretraining.tokens import LONGEST_SET, Accompanied
+from pretraining.training import open_windows
 from pretraining.word_sets import words_of
 from retrieval.documents import Document, read_documents
 
