@@ -224,6 +224,7 @@ def test_missing_best_weights_are_said_and_not_made_up(scripted, base, corpus, t
         pretrain(corpus, tmp_path / "model", base=base, **options)
 
 
+@pytest.mark.slow
 def test_a_probed_process_killed_by_the_system_goes_on(base, corpus, tmp_path):
     options = PROBES | {"keep": "best", "probe_steps": 1, "save_steps": 1}
     pretrain(corpus, tmp_path / "alone", base=base, **options)
