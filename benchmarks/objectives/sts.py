@@ -44,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--base", type=Path, help="another base")
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rate", type=float, default=2e-4)
     parser.add_argument("--seeds", type=int, default=3)
@@ -65,7 +65,7 @@ def main() -> None:
                 pretrain(
                     corpus, Path(place) / "model", base=str(base), objective=objective, max_steps=options.steps,
                     batch_size=options.batch, max_length=50, learning_rate=options.rate, save_steps=options.steps,
-                    precision="bfloat16", seed=seed,
+                    precision="bfloat16", seed=seed, group_by_length=True,
                 )  # fmt: skip
                 seconds = round(time.perf_counter() - start, 1)
                 runs.append({"seconds": seconds, **{part: correlation(Path(place) / "model", part) for part in parts}})
