@@ -161,7 +161,7 @@ def kill_at(step):
     return on_progress
 
 
-@pytest.mark.parametrize("objective", ["retromae", "cocondenser"])
+@pytest.mark.parametrize("objective", [pytest.param("retromae", marks=pytest.mark.slow), "cocondenser"])
 def test_a_killed_run_over_a_mixture_goes_on_with_the_same_bits(objective, corpora, queries, base, tmp_path):
     one, other = corpora
     options = OPTIONS | {"objective": objective, "deduplicate": "near", "remove_queries": [queries], "base": base}

@@ -39,7 +39,9 @@ def test_rows_that_are_counted_on_keep_their_lengths():
     assert pairs == [(0, 4), (1, 5), (2, 6), (3, 7)]
 
 
-@pytest.mark.parametrize("objective", ["dupmae", "cocondenser", "mirror"])
+@pytest.mark.parametrize(
+    "objective", ["mirror", *(pytest.param(one, marks=pytest.mark.slow) for one in ("dupmae", "cocondenser"))]
+)
 def test_a_grouped_run_goes_on_with_the_same_bits(objective, base, corpus, tmp_path):
     options = {**OPTIONS, "objective": objective, "group_by_length": True, "base": base}
     pretrain(corpus, tmp_path / "whole", **options)
