@@ -12,10 +12,11 @@ STYLE = """
 .curves h3 { font-size: .95rem; margin: 0 0 .2rem; font-weight: 600; }
 svg .curve { fill: none; stroke: var(--main); stroke-width: 1.6; stroke-linejoin: round; }
 svg .band { fill: var(--bar); opacity: .35; } svg .point { fill: var(--main); }
+dl { columns: 17rem 3; } dt { break-after: avoid; }
 svg .kept { fill: none; stroke: var(--good); stroke-width: 2; }
 """
 
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 340, 170, 56, 328, 10, 144
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 340, 170, 56, 316, 10, 144
 _MOST_POINTS = 240
 
 
