@@ -12,7 +12,19 @@ from retrieval.cli import build_app
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```(python|console)\n(.*?)^```", README, flags=re.M | re.S)
+BLOCKS = [
+    (heading, kind, block)
+    for heading, text in re.findall(r"^#+ ([^\n]*)\n(.*?)(?=^#+ |\Z)", README, flags=re.M | re.S)
+    for kind, block in re.findall(r"^```(python|console)\n(.*?)^```", text, flags=re.M | re.S)
+]
+LONG = {
+    "Mix and clean what is learned from",
+    "Mask some words only, decode other fields",
+    "DupMAE's hybrid representation",
+    "Know when to stop",
+    "Reshape an encoder, and distill it",
+}
+"""Sections that nothing after them needs, and that take a minute together: `make test-slow` runs them too."""
 
 TEXTS = {
     "git.md": "# Git\n\nTo undo the last commit but keep its changes, run git reset --soft HEAD~1.",
@@ -30,8 +42,15 @@ def run_console(block: str) -> None:
         assert done.exit_code == 0, f"{command}\n{done.output}\n{done.exception!r}"
 
 
+def test_every_block_is_under_a_heading():
+    every = re.findall(r"^```(python|console)\n(.*?)^```", README, flags=re.M | re.S)
+    assert [(kind, block) for _, kind, block in BLOCKS] == every
+    assert {heading for heading, _, _ in BLOCKS} >= LONG
+
+
 @pytest.mark.filterwarnings("ignore")
-def test_examples_run_in_order(tmp_path, monkeypatch):
+@pytest.mark.parametrize("left_out", [LONG, pytest.param(set(), marks=pytest.mark.slow)], ids=["most", "all"])
+def test_examples_run_in_order(left_out, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for name, text in TEXTS.items():
@@ -39,8 +58,10 @@ def test_examples_run_in_order(tmp_path, monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     names: dict = {}
-    assert {kind for kind, _ in BLOCKS} == {"python", "console"}
-    for kind, block in BLOCKS:
+    assert {kind for _, kind, _ in BLOCKS} == {"python", "console"}
+    for heading, kind, block in BLOCKS:
+        if heading in left_out:
+            continue
         if kind == "console":
             run_console(block)
         else:

@@ -173,6 +173,7 @@ def test_new_words_are_means_of_their_pieces(base, tmp_path):
     assert sizes == (1, 16)
 
 
+@pytest.mark.slow
 def test_pretraining_goes_on_from_a_reshaped_folder(base, corpus, tmp_path):
     options = {"objective": "dupmae", "max_steps": 1, "batch_size": 4, "max_length": 16}
     pretrain(corpus, tmp_path / "model", base=base, **options)

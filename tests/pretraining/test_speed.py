@@ -73,6 +73,7 @@ def test_layers_that_are_computed_again_give_the_same_gradients(make_model, batc
         assert torch.equal(value, found[1][name]), name
 
 
+@pytest.mark.slow
 def test_a_run_with_recomputed_layers_ends_with_the_same_bits(base, corpus, tmp_path):
     for name, again in (("plain", False), ("again", True)):
         pretrain(corpus, tmp_path / name, base=base, gradient_checkpointing=again, **OPTIONS)
