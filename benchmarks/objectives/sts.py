@@ -71,7 +71,7 @@ def main() -> None:
                 runs.append({"seconds": seconds, **{part: correlation(Path(place) / "model", part) for part in parts}})
         result[name] = {key: median(run[key] for run in runs) for key in runs[0]} | {"runs": runs}
         print(name, result[name], flush=True)
-    save(__file__, result)
+        save(__file__, result)
 
 
 if __name__ == "__main__":

@@ -98,7 +98,10 @@ def test_relations_are_minilm_s():
     assert log_relations(theirs[0], mask.bool(), 2).exp().sum(-1).allclose(torch.ones(3, 2, 5, 5)[..., 0])
 
 
-@pytest.mark.parametrize("losses", ["vectors", "similarities", "vectors=1,relations=0.5"])
+@pytest.mark.parametrize(
+    "losses",
+    [*(pytest.param(one, marks=pytest.mark.slow) for one in ("vectors", "similarities")), "vectors=1,relations=0.5"],
+)
 def test_a_student_comes_closer(model_folder, corpus, tmp_path, losses):
     reshape(model_folder, tmp_path / "student", keep_layers=1)
     made = distill(

@@ -198,6 +198,7 @@ def test_the_best_as_of_the_checkpoint_is_there_even_if_later_probes_were_better
     assert all(torch.equal(saved[name], value) for name, value in best.items())
 
 
+@pytest.mark.slow
 def test_a_run_that_was_to_stop_at_its_checkpoint_trains_no_further(scripted, base, corpus, tmp_path, monkeypatch):
     scripted({0: 0.5, 2: 0.4, 4: 0.3})
     options = PROBES | {"patience": 2}
@@ -267,6 +268,7 @@ def test_a_judge_ranks_in_place_of_the_held_out_queries(base, corpus, tmp_path):
         pretrain(corpus, tmp_path / "model", base=base, judge=judge, **PROBES)
 
 
+@pytest.mark.slow
 def test_span_objectives_and_bfloat16_are_probed_too(base, corpus, tmp_path):
     for objective, gaps in (("cotmae", ["span_decoder"]), ("simcse", [])):
         options = PROBES | {"objective": objective, "precision": "bfloat16", "max_steps": 1}

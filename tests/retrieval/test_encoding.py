@@ -58,6 +58,7 @@ def rank_process(corpus_file, model_folder, output, rank, world, slow=0.0):
     )
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_is_noticed_and_its_shards_are_made_by_the_other(tmp_path, corpus_file, model_folder, whole):
     """Two processes that share nothing but the folder; one is killed while it makes a shard."""
     output = tmp_path / "v"
