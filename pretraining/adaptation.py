@@ -152,11 +152,19 @@ def adapt(
     if config.objective is not None:
         from pretraining.objective import Objective
 
-        if Objective.parse(config.objective).uses_pairs:  # refused before anything is written
+        objective = Objective.parse(config.objective)  # refused before anything is written
+        if objective.uses_pairs:
             raise InputError(
                 f"{config.objective} needs two spans of each document; adapt reads documents whole: choose another "
                 "objective, or pretrain first"
             )
+        if objective.accompanied:
+            raise InputError(
+                f"{config.objective} needs other texts beside each document, which adapt has not: choose another "
+                "objective, or pretrain first"
+            )
+        for line in objective.cautions():
+            note(line)
     learned, held_out = hold_out(found, config)
     note(f"{len(learned):,} pairs to learn from, {len(held_out.queries):,} queries held out")
 

@@ -172,6 +172,11 @@ class Objective:
         """Whether a term needs sets of words that represent each text."""
         return any(TERMS[kind_of(name)].uses_word_sets for name in self.terms)
 
+    def cautions(self) -> list[str]:
+        """Lines for a person, of terms that are known to hurt somewhere."""
+        found = {name: TERMS[kind_of(name)].caution for name in self.terms}
+        return [f"{name}: {caution}" for name, caution in found.items() if caution]
+
     def _option(self, term: str, name: str) -> Any:
         return self.terms[term].options.get(name, options_of(term)[name])
 

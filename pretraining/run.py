@@ -21,9 +21,7 @@ from pretraining.configuration import PretrainConfig
 from pretraining.loop import resumable_arguments, trim_log
 from pretraining.mixture import Mixture
 from pretraining.model_folder import package_versions, write_model_folder
-from pretraining.objective import kind_of
 from pretraining.probing import Judge, sample_probe_pairs
-from pretraining.terms import TERMS
 from pretraining.tokens import LONGEST_SET, Rows, SpanPairs
 from pretraining.trackers import tracker_callbacks
 from pretraining.training import CHECKPOINTS, PAIRS, OnNote, OnProgress, open_windows, train
@@ -213,8 +211,7 @@ def _say_start(note: OnNote, base: Base, windows: Rows, corpora: Sequence[Mappin
     note(f"{counts['documents']:,} documents{empty}: {counts['windows']:,} windows, {counts['tokens']:,} tokens")
     if isinstance(windows, SpanPairs):
         note(f"two spans each of {len(windows):,} documents; the others are too short")
-    for name in base.model.objective.terms:
-        if caution := TERMS[kind_of(name)].caution:
-            note(f"{name}: {caution}")
+    for line in base.model.objective.cautions():
+        note(line)
     if base.model.untrained_heads:
         note(f"the base brings no {' and no '.join(base.model.untrained_heads)}: starting from random numbers")

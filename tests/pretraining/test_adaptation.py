@@ -213,6 +213,7 @@ def test_held_out_ndcg_by_hand():
         ({"precision": "int8"}, "precision is 'int8'"),
         ({"samplers": ("magic",)}, "sampler 'magic' is unknown"),
         ({"objective": "magic"}, "objective is 'magic'; expected mlm, bowdpr, retromae"),
+        ({"objective": "mirror"}, "mirror needs other texts beside each document, which adapt has not"),
         ({"objective": "cocondenser"}, "cocondenser needs two spans of each document; adapt reads documents whole"),
         (
             {"pairs": None, "samplers": ("title",)},
