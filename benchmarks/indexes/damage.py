@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.setting import save
-from indexes import Entry, Index, InputError, save_vectors
+from indexes import Entry, Index, InputError, layout, save_vectors
 
 FACTORIES = (
     "Flat", "HNSW16", "HNSW16_SQ8", "IVF16,Flat", "IVF16,SQ8", "IVF16,PQ8x4fs", "PQ8", "PQ8x4fs", "SQ8", "SQ4",
@@ -33,6 +33,7 @@ LOCK = ".lock"
 
 
 def build(root: Path, factory: str) -> Path:
+    layout.LEAST_ROWS = 100  # so that these graphs are laid out, as large ones are
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(ROWS + 20, DIM)).astype(np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
