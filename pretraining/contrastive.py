@@ -17,8 +17,7 @@ from indexes.errors import InputError
 from indexes.manifest import new_folder, read_json, seal, write_json
 from pretraining.adaptation import AdaptConfig, HeldOut
 from pretraining.base import load_heads, save_heads
-from pretraining.checkpoints import keep_only, newest_checkpoint
-from pretraining.loop import EpochOrder, ResumableTrainer, resumable_arguments, trim_log, unique_state
+from pretraining.loop import EpochOrder, ResumableTrainer, back_to_checkpoint, resumable_arguments, unique_state
 from pretraining.model import PretrainingModel
 from pretraining.model_folder import package_versions
 from pretraining.working import CARD, KIND, LOG
@@ -64,9 +63,7 @@ def train(
             seed=config.seed,
             mixed=config.precision == "bfloat16",
         )
-    step, newest = newest_checkpoint(partial / _CHECKPOINTS) or (0, None)
-    keep_only(partial / _CHECKPOINTS, newest)
-    trim_log(partial / LOG, step)
+    step, newest = back_to_checkpoint(partial / _CHECKPOINTS, partial / LOG)
     if newest:
         on_note(f"going on from step {step:,} of {config.steps:,}")
     else:

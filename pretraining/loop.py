@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from indexes.errors import InputError
-from pretraining.checkpoints import finish_checkpoint, keep_only
+from pretraining.checkpoints import finish_checkpoint, keep_only, newest_checkpoint
 from pretraining.masking import seed_of, seeded
 from pretraining.mixture import MixedOrder
 from pretraining.model import Cached, Drawn
@@ -350,6 +350,14 @@ def resumable_arguments(
     )
     args._n_gpu = min(args.n_gpu, 1)  # several GPUs are torchrun's business, not that of DataParallel
     return args
+
+
+def back_to_checkpoint(folder: Path, log: Path) -> tuple[int, Path | None]:
+    """Drop what came after the newest complete checkpoint, log lines too; gives its step and folder, or 0 and None."""
+    step, newest = newest_checkpoint(folder) or (0, None)
+    keep_only(folder, newest)
+    trim_log(log, step)
+    return step, newest
 
 
 def trim_log(path: Path, step: int) -> None:

@@ -15,10 +15,9 @@ from indexes.checksums import fingerprint
 from indexes.errors import InputError
 from indexes.manifest import refuse_existing, write_json
 from pretraining.base import Base, load_base
-from pretraining.checkpoints import keep_only, newest_checkpoint
 from pretraining.cleaning import Cleaner, describe_sources, sources, write_cleaned
 from pretraining.configuration import PretrainConfig
-from pretraining.loop import resumable_arguments, trim_log
+from pretraining.loop import back_to_checkpoint, resumable_arguments
 from pretraining.mixture import Mixture
 from pretraining.model_folder import package_versions, write_model_folder
 from pretraining.probing import Judge, sample_probe_pairs
@@ -198,9 +197,7 @@ def _prepare(
         except InputError:  # the corpus changed, perhaps, and the pairs were of what it was
             (partial / PAIRS).unlink(missing_ok=True)
             raise
-    step, newest = newest_checkpoint(partial / CHECKPOINTS) or (0, None)
-    keep_only(partial / CHECKPOINTS, newest)
-    trim_log(partial / LOG, step)
+    back_to_checkpoint(partial / CHECKPOINTS, partial / LOG)
 
 
 def _say_start(note: OnNote, base: Base, windows: Rows, corpora: Sequence[Mapping[str, Any]]) -> None:

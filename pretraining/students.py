@@ -11,11 +11,10 @@ from torch.utils.data import Dataset
 
 from indexes.errors import InputError
 from indexes.manifest import new_folder, seal, write_json
-from pretraining.checkpoints import keep_only, newest_checkpoint
 from pretraining.contrastive import load_sentence_transformer
 from pretraining.distillation import DistillConfig
 from pretraining.layers import LAYERS, layers_of
-from pretraining.loop import ResumableTrainer, resumable_arguments, trim_log
+from pretraining.loop import ResumableTrainer, back_to_checkpoint, resumable_arguments
 from pretraining.model_folder import LOG, package_versions
 from pretraining.working import CARD, KIND
 from retrieval.digests import tokenizer_digest
@@ -227,9 +226,7 @@ def train(
             seed=config.seed,
             mixed=config.precision == "bfloat16",
         )
-    step, newest = newest_checkpoint(partial / _CHECKPOINTS) or (0, None)
-    keep_only(partial / _CHECKPOINTS, newest)
-    trim_log(partial / LOG, step)
+    step, newest = back_to_checkpoint(partial / _CHECKPOINTS, partial / LOG)
     if newest:
         on_note(f"going on from step {step:,} of {config.steps:,}")
     with quiet():
