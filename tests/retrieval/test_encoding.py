@@ -62,12 +62,14 @@ def rank_process(corpus_file, model_folder, output, rank, world, slow=0.0):
 def test_a_rank_that_dies_is_noticed_and_its_shards_are_made_by_the_other(tmp_path, corpus_file, model_folder, whole):
     """Two processes that share nothing but the folder; one is killed while it makes a shard."""
     output = tmp_path / "v"
+    partial = tmp_path / "v.partial"
     killed = rank_process(corpus_file, model_folder, output, 1, 2, slow=600)
-    other = rank_process(corpus_file, model_folder, output, 0, 2)
-    until = time.monotonic() + 60
-    while not list((tmp_path / "v.partial").glob("*.claim")) and time.monotonic() < until:
+    until = time.monotonic() + 240
+    while not list(partial.glob("*.claim")) and time.monotonic() < until:
         time.sleep(0.05)
-    while len(list((tmp_path / "v.partial").glob("*.done.json"))) < 4 and time.monotonic() < until:
+    # Only now: on a busy machine the other could make every shard before the first had claimed one.
+    other = rank_process(corpus_file, model_folder, output, 0, 2)
+    while len(list(partial.glob("*.done.json"))) < 4 and time.monotonic() < until:
         time.sleep(0.05)
     assert other.poll() is None  # it waits for the living one, which has a shard
     os.kill(killed.pid, signal.SIGKILL)
