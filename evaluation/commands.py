@@ -61,7 +61,7 @@ def evaluate(
     cache: Annotated[
         Path | None,
         typer.Option(
-            help="Where --encoder keeps vectors and index, by fingerprint  [default: ~/.cache/retrokit; may be deleted]"
+            help="Where --encoder and --system keep vectors and indexes  [default: ~/.cache/retrokit; may be deleted]"
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing --output folder.")] = False,

@@ -35,8 +35,8 @@ class Found(Protocol):
 class Searcher(Protocol):
     """What can be evaluated: texts in, hits out, in one or several modes (`retrieval.Retriever` is one).
 
-    Two things more are used where a searcher has them: `search_queries(queries, k, *, mode)`, which takes {query id:
-    text} in place of texts, and `notices`, sentences about itself for the report.
+    More is used where a searcher has it: `search_queries(queries, k, *, mode)`, which takes {query id: text} in place
+    of texts; `notices`, sentences about itself for the report; `queries_at_once`, how many to search together.
     """
 
     @property
@@ -243,8 +243,9 @@ def _search(retriever: Searcher, testset: TestSet, k: int, mode: str, on_progres
     drop = testset.profile.drop_self_matches
     queries = list(testset.queries.items())
     run: Run = {}
-    for start in range(0, len(queries), _QUERIES_AT_ONCE):
-        batch = queries[start : start + _QUERIES_AT_ONCE]
+    step = min(_QUERIES_AT_ONCE, getattr(retriever, "queries_at_once", _QUERIES_AT_ONCE))
+    for start in range(0, len(queries), step):
+        batch = queries[start : start + step]
         # One hit more where one may be dropped, so that k remain.
         found = _find(retriever, dict(batch), k + drop, mode)
         for (query, _), hits in zip(batch, found, strict=True):

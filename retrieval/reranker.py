@@ -27,6 +27,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 ACTIVATIONS = ("identity", "sigmoid")
 
 _BATCH = 32
+_PAIRS_AT_ONCE = 2048
 _LEAST, _UNLIMITED = 8, 1_000_000
 _HEAD = ("classifier_pooling", "classifier_activation", "pooler_hidden_act", "summary_type", "summary_activation")
 """Settings by which the same weights of a classifier compute something else."""
@@ -37,7 +38,8 @@ class Reranker:
 
     It runs what sentence-transformers' `CrossEncoder` loads as a classifier of pairs with one label, such as the folder
     `cross-encoder` of a model that `pretrain` made with PROP. A pair takes as long as encoding a document of its
-    length, and nothing can be made ahead: use it over some 100 hits of a `Retriever`, not over a corpus.
+    length, and nothing can be made ahead: use it over some 100 hits of a `Retriever`, not over a corpus. Of a long
+    document it reads the beginning.
 
     Make one with `Reranker.load`.
 
@@ -217,6 +219,10 @@ class Reranker:
                 raise
         if len(pairs) == 1:
             raise InputError(f"no memory for one pair of texts on {self._model.device}; lower max_length")
+        if self._model.device.type == "cuda":
+            import torch
+
+            torch.cuda.empty_cache()
         half = len(pairs) // 2
         return np.concatenate([self._batch(pairs[:half]), self._batch(pairs[half:])])
 
@@ -256,6 +262,11 @@ class Reranked:
     def modes(self) -> tuple[str, ...]:
         """The first stage's modes, then each of them reranked; the last one is the usual one."""
         return *self.searcher.modes, *(mode + SUFFIX for mode in self.searcher.modes)
+
+    @property
+    def queries_at_once(self) -> int:
+        """How many queries to search together, so that progress can be seen: some 2,000 pairs."""
+        return max(1, _PAIRS_AT_ONCE // self.depth)
 
     @property
     def notices(self) -> tuple[str, ...]:

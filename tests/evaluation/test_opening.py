@@ -237,6 +237,7 @@ def test_a_reranked_system_is_its_first_stage_reranked(testset, cache, place, mo
         "reranker fingerprint": reranker.fingerprint,
         "rerank depth": "7",
     }
+    assert opened.searcher.queries_at_once == 2048 // 7
     before = evaluate(base.searcher, testset, modes=base.modes[-1:], k=15, measures=["MAP"]).main.run
     after = evaluate(opened.searcher, testset, modes=opened.modes, k=15, measures=["MAP"]).main.run
     texts = {one.id: one.content for one in DOCUMENTS}
@@ -246,6 +247,19 @@ def test_a_reranked_system_is_its_first_stage_reranked(testset, cache, place, mo
         scores = reranker.scores([(QUERIES[query], texts[name]) for name in some])
         best = [some[row] for row in np.argsort(-scores)]
         assert after[query].ids == best + ranking.ids[7:]
+
+
+def test_deep_reranking_shows_progress_after_few_queries(testset, cache, models):
+    opened = open_system(f"bm25+rerank:{models['cross']}@1000", testset, cache=cache)
+    seen = []
+    evaluate(opened.searcher, testset, modes=opened.modes, on_progress=lambda *now: seen.append(now))
+    assert seen == [(2, 6), (4, 6), (6, 6)]
+
+
+def test_without_modes_all_are_measured_the_reranked_ones_last(testset, cache, place, models, whole):
+    opened = open_system(f"{place / 'whole'}+rerank:{models['cross']}@3", testset, cache=cache)
+    names = ["lexical", "dense", "hybrid"]
+    assert list(evaluate(opened.searcher, testset).systems) == [*names, *(f"{name}+rerank" for name in names)]
 
 
 def test_specs_of_two_stages():
