@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from evaluation.known_items import KnownItems, split_known_items, write_known_items
     from evaluation.measures import DEFAULT_MEASURES, means, score_run
+    from evaluation.opening import Opened, open_system
     from evaluation.page import as_html
     from evaluation.probe import DatasetProbe
     from evaluation.qrels import Qrels
@@ -23,6 +24,7 @@ _HOMES = {
     "DEFAULT_MEASURES": "measures",
     "DatasetProbe": "probe",
     "KnownItems": "known_items",
+    "Opened": "opening",
     "Profile": "testsets",
     "Qrels": "qrels",
     "Ranking": "runs",
@@ -40,6 +42,7 @@ _HOMES = {
     "make_ranking": "runs",
     "means": "measures",
     "merge": "systems",
+    "open_system": "opening",
     "read_run": "runs",
     "score_run": "measures",
     "split_known_items": "known_items",
@@ -53,6 +56,7 @@ __all__ = [
     "DEFAULT_MEASURES",
     "DatasetProbe",
     "KnownItems",
+    "Opened",
     "Profile",
     "Qrels",
     "Ranking",
@@ -70,6 +74,7 @@ __all__ = [
     "make_ranking",
     "means",
     "merge",
+    "open_system",
     "read_run",
     "score_run",
     "split_known_items",

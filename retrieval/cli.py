@@ -16,7 +16,7 @@ from retrieval.console import err, out
 
 COMMANDS = {
     "demo": "retrieval.demo:demo",
-    "search": "retrieval.commands:search",
+    "search": "retrieval.search_commands:search",
     "encode": "retrieval.commands:encode",
     "index": "retrieval.commands:index",
     "add": "retrieval.change_commands:add",
