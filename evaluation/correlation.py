@@ -2,7 +2,6 @@
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata
 
 from indexes.errors import InputError
 
@@ -35,7 +34,7 @@ def spearman(first: ArrayLike, second: ArrayLike) -> float:
         Spearman, "The proof and measurement of association between two things", 1904; ties as in
         Kendall & Gibbons, "Rank correlation methods", 1990, chapter 3.
     """
-    return _correlation(*(_centred(rankdata(one)) for one in _two(first, second)))
+    return _correlation(*(_centred(_ranks(one)) for one in _two(first, second)))
 
 
 def spearman_interval(
@@ -95,6 +94,12 @@ def _weighted_spearman(first: NDArray[np.intp], second: NDArray[np.intp], times:
     one, other = sides
     spread = float(times @ (one * one)) * float(times @ (other * other))
     return float(times @ (one * other)) / spread**0.5 if spread > 0 else None
+
+
+def _ranks(numbers: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Ranks from 1; equal numbers share the average of theirs."""
+    _, places, counts = np.unique(numbers, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[places]
 
 
 def _two(first: ArrayLike, second: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

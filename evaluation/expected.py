@@ -69,8 +69,9 @@ def check(model_fingerprint: str, dataset_fingerprint: str, metrics: Mapping[str
     if not both:
         return []
     if not wrong:
-        of = f"{len(both)} measures are" if len(both) > 1 else f"{next(iter(both))} is"
-        return [f"As expected: {of} those known of {known.model} on {known.dataset} (within {known.tolerance:g})."]
+        return [
+            f"As expected: {', '.join(both)} as known of {known.model} on {known.dataset}, within {known.tolerance:g}."
+        ]
     return [
         f"NOT AS EXPECTED: {name} is {found:.5f}, but {known.model} reaches {value:.5f} on {known.dataset} "
         f"({known.source}). Encoder and data are the same by their fingerprints, so encoding, search or measuring went "

@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import numpy as np
@@ -7,7 +8,13 @@ from sklearn.metrics import average_precision_score
 
 from evaluation import commands
 from evaluation.pairs_sets import load_pairs, pairs_kind
-from evaluation.sts import classification_measures, evaluate_pairs, evaluate_reranking, evaluate_sts
+from evaluation.sts import (
+    classification_measures,
+    evaluate_pair_classification,
+    evaluate_pairs,
+    evaluate_reranking,
+    evaluate_sts,
+)
 from indexes.errors import InputError
 
 
@@ -140,8 +147,6 @@ def test_an_encoder_that_gives_no_numbers_or_one_number_is_refused(tmp_path):
     with pytest.raises(InputError, match="prompt is 'both'; expected one of document, query"):
         evaluate_sts(Angles(), pairs, prompt="both")
     with pytest.raises(InputError, match="a is a set of kind 'sts'; expected 'pairs'"):
-        from evaluation.sts import evaluate_pair_classification
-
         evaluate_pair_classification(Angles(), pairs)
 
 
@@ -149,7 +154,7 @@ def by_hand(scores, labels):
     """F1 and accuracy at every threshold between two different scores."""
     values = sorted(set(scores))
     f1 = accuracy = 0.0
-    for low, high in zip(values, values[1:], strict=False):
+    for low, high in itertools.pairwise(values):
         said = scores > (low + high) / 2
         hits = (said & labels).sum()
         f1 = max(f1, 2 * hits / (said.sum() + labels.sum()))
