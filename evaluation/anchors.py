@@ -136,8 +136,8 @@ def known_means() -> list[Mean]:
     for one in content["means"]:
         measure = "cosine_spearman" if one["suite"].startswith("STS") else "nDCG@10"
         source = content["sources"][one["source"]]["title"] + (f"; {one['note']}" if "note" in one else "")
-        sets = tuple(suites[one["suite"]])
-        found.append(Mean(one["system"], measure, _scaled(one["value"]), one["suite"], sets, source))
+        value, suite = _scaled(one["value"]), one["suite"]
+        found.append(Mean(one["system"], measure, value, suite, tuple(suites[suite]), source))
     return found
 
 

@@ -17,7 +17,7 @@ def pearson(first: ArrayLike, second: ArrayLike) -> float:
         InputError: Fewer than 2 of them, a number that is not finite, or a side whose numbers are all the same: it
             goes up and down with nothing.
     """
-    return _correlation(*(_centred(one) for one in _two(first, second)))
+    return _correlation(*_two(first, second))
 
 
 def spearman(first: ArrayLike, second: ArrayLike) -> float:
@@ -34,7 +34,7 @@ def spearman(first: ArrayLike, second: ArrayLike) -> float:
         Spearman, "The proof and measurement of association between two things", 1904; ties as in
         Kendall & Gibbons, "Rank correlation methods", 1990, chapter 3.
     """
-    return _correlation(*(_centred(_ranks(one)) for one in _two(first, second)))
+    return _correlation(*map(_ranks, _two(first, second)))
 
 
 def spearman_interval(
@@ -64,8 +64,6 @@ def spearman_interval(
     if not 0 < confidence < 1:
         raise InputError(f"confidence is {confidence}; expected a number between 0 and 1")
     one, other = _two(first, second)
-    for side in (one, other):
-        _centred(side)  # refused before the work
     groups = [np.unique(side, return_inverse=True)[1] for side in (one, other)]
     generator = np.random.default_rng(seed)
     found = []
@@ -110,15 +108,12 @@ def _two(first: ArrayLike, second: ArrayLike) -> tuple[NDArray[np.float64], NDAr
         bad = np.flatnonzero(~np.isfinite(side))
         if len(bad):
             raise InputError(f"number {bad[0]} of {len(side)} is {side[bad[0]]}; expected finite numbers")
+        if (side == side[0]).all():
+            raise InputError(f"all {len(side):,} numbers are {side[0]:g}; a correlation needs at least two values")
     return one, other
 
 
-def _centred(numbers: NDArray[np.float64]) -> NDArray[np.float64]:
-    if (numbers == numbers[0]).all():
-        raise InputError(f"all {len(numbers):,} numbers are {numbers[0]:g}; a correlation needs at least two values")
-    return numbers - numbers.mean()
-
-
 def _correlation(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
-    value = float(first @ second) / (float(first @ first) * float(second @ second)) ** 0.5
+    one, other = first - first.mean(), second - second.mean()
+    value = float(one @ other) / (float(one @ one) * float(other @ other)) ** 0.5
     return min(1.0, max(-1.0, value))  # rounding may carry it a little over

@@ -26,10 +26,6 @@ if TYPE_CHECKING:
     from retrieval.retriever import Retriever
 
 MODES = ("lexical", "dense", "hybrid")
-NOTHING = "retrokit:no-hit"
-"""The id of the one hit, of no document, that a query without hits gets: pytrec_eval leaves out queries without any,
-and MTEB would average over the rest."""
-
 _QUERIES_AT_ONCE = 256
 
 
@@ -144,21 +140,22 @@ class MtebSearch:
     """
 
     def __init__(self, system: "Encoder | Retriever", mode: str, cache: Path) -> None:
+        from retrieval.retriever import Retriever
+
         self.mode = mode
         self._cache = cache
-        self._retriever: Retriever | None = None if _is_encoder(system) else system  # type: ignore[assignment]
-        self._encoder: Encoder = system if self._retriever is None else self._retriever.encoder  # type: ignore[assignment]
-        self._given = self._retriever is not None
+        self._given = system if isinstance(system, Retriever) else None
+        self._encoder: Encoder = system.encoder if isinstance(system, Retriever) else system
+        self._opened = self._given
         self.mteb_model_meta = _meta(self._encoder, f"-{mode}", fingerprint(self._fields()))
 
     def _fields(self) -> dict[str, Any]:
         """What decides the hits beside the corpus."""
         fields: dict[str, Any] = {"encoder": self._encoder.fingerprint, "mode": self.mode}
-        if self._given and self._retriever is not None:
-            reader = self._retriever.index.reader
-            effort = {"effort": str(reader.effort), "encoding": reader.encoding, "analyzer": reader.analyzer}
-            fusion = {"fusion": self._retriever.fusion, "weight": self._retriever.weight}
-            fields |= {"factory": reader.factory, **effort, **fusion}
+        if self._given is not None:
+            reader = self._given.index.reader
+            fields |= {"factory": reader.factory, "effort": str(reader.effort), "encoding": reader.encoding}
+            fields |= {"analyzer": reader.analyzer, "fusion": self._given.fusion, "weight": self._given.weight}
         return fields
 
     def index(self, corpus: Any, *, task_metadata: Any, **options: Any) -> None:
@@ -169,13 +166,13 @@ class MtebSearch:
         """
         documents = _Corpus(corpus)
         digest = corpus_fingerprint(documents)
-        if self._given and self._retriever is not None:
-            _check_same(self._retriever, documents, digest, task_metadata.name)
+        if self._given is not None:
+            _check_same(self._given, documents, digest, task_metadata.name)
             return
         folder = self._cache / f"{digest[:24]}-{self._encoder.fingerprint[:24]}"
         with progress(f"encoding {task_metadata.name}", "documents") as on_progress:
             vectors = self._encoder.encode_corpus(documents, folder / "vectors", on_progress=on_progress)
-        self._retriever = _open(self._encoder, vectors, documents, folder / "index")
+        self._opened = _open(self._encoder, vectors, documents, folder / "index")
 
     def search(
         self,
@@ -186,7 +183,9 @@ class MtebSearch:
         top_ranked: dict[str, Sequence[str]] | None = None,
         **options: Any,
     ) -> dict[str, dict[str, float]]:
-        """The best hits of every query: query id to document id to score; a query without hits gets `NOTHING`.
+        """The best hits of every query: query id to document id to score.
+
+        A query without hits is there too, with none: MTEB averages over the queries it is given.
 
         Args:
             queries: Rows of `id` and `text`, and `instruction` if the task has any, which is put after the text.
@@ -198,7 +197,7 @@ class MtebSearch:
         Raises:
             InputError: `index` was not called, or a query is no text.
         """
-        if self._retriever is None:
+        if self._opened is None:
             raise InputError("nothing to search in; call index first")
         ids = [str(one) for one in queries["id"]]
         texts = _query_texts(queries, task_metadata.name)
@@ -206,37 +205,37 @@ class MtebSearch:
             found = (self._rerank if top_ranked is not None else self._search)(ids, texts, top_k, top_ranked or {})
             hits = {}
             for done, (query, scores) in enumerate(found, start=1):
-                hits[query] = scores or {NOTHING: 0.0}
+                hits[query] = scores
                 on_progress(done, len(ids))
         return hits
 
     def _search(
         self, ids: Sequence[str], texts: Sequence[str], top_k: int, _: dict[str, Sequence[str]]
     ) -> Iterator[tuple[str, dict[str, float]]]:
-        assert self._retriever is not None  # noqa: S101 - `search` checked it
+        assert self._opened is not None  # noqa: S101 - `search` checked it
         for start in range(0, len(ids), _QUERIES_AT_ONCE):
             rows = slice(start, start + _QUERIES_AT_ONCE)
-            found = self._retriever.search_many(texts[rows], top_k, mode=self.mode)
+            found = self._opened.search_many(texts[rows], top_k, mode=self.mode)
             for query, hits in zip(ids[rows], found, strict=True):
                 yield query, {hit.id: hit.score for hit in hits}
 
     def _rerank(
         self, ids: Sequence[str], texts: Sequence[str], top_k: int, top_ranked: dict[str, Sequence[str]]
     ) -> Iterator[tuple[str, dict[str, float]]]:
-        assert self._retriever is not None  # noqa: S101 - `search` checked it
-        reader = self._retriever.index.reader
+        assert self._opened is not None  # noqa: S101 - `search` checked it
+        reader = self._opened.index.reader
         row_of = {str(reader.ids[row]): row for row in range(reader.rows)}
         for query, text in zip(ids, texts, strict=True):
             wanted = np.zeros(reader.rows, dtype=bool)
             wanted[[row_of[one] for one in top_ranked.get(query, ()) if one in row_of]] = True
-            hits = self._retriever.search_many([text], top_k, mode=self.mode, filter=wanted)[0] if wanted.any() else []
+            hits = self._opened.search_many([text], top_k, mode=self.mode, filter=wanted)[0] if wanted.any() else []
             yield query, {hit.id: hit.score for hit in hits}
 
 
 def _meta(encoder: "Encoder", suffix: str, made_by: str) -> Any:
     """MTEB's record of a model: the fingerprint is in the name, the revision, and the paths of MTEB's vector cache."""
     import_mteb()
-    from mteb.models.model_meta import ModelMeta
+    from mteb.models.model_meta import ModelMeta, ScoringFunction
 
     name = re.sub(r"[^\w.+-]+", "-", Path(encoder.name).name).strip("-.") or "encoder"
     fields = {
@@ -245,7 +244,7 @@ def _meta(encoder: "Encoder", suffix: str, made_by: str) -> Any:
         "experiment_kwargs": {"fingerprint": made_by[:24]},
         "embed_dim": encoder.dim,
         "max_tokens": encoder.settings.max_length,
-        "similarity_fn_name": "cosine" if encoder.fields["normalize"] else "dot",
+        "similarity_fn_name": ScoringFunction("cosine" if encoder.fields["normalize"] else "dot"),
     }
     return ModelMeta.create_empty(fields)
 
@@ -258,10 +257,6 @@ class _Corpus:
 
     def __iter__(self) -> Iterator[Document]:
         return (as_document(row, f"row {number} of the corpus") for number, row in enumerate(self._rows))
-
-
-def _is_encoder(system: Any) -> bool:
-    return hasattr(system, "encode_corpus")
 
 
 def _open(encoder: "Encoder", vectors: "VectorStore", documents: Iterable[Document], folder: Path) -> "Retriever":
@@ -306,4 +301,4 @@ def _unit(vectors: NDArray[np.float32], wanted: bool) -> NDArray[np.float32]:
     if not wanted:
         return vectors
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.where(lengths > 0, lengths, 1)
+    return vectors / np.where(lengths > 0, lengths, np.float32(1))

@@ -77,6 +77,8 @@ def _retrieval_task(testset: TestSet) -> Any:
         metadata = _metadata(testset.name, testset.fingerprint, "Retrieval", "ndcg_at_10", testset.split)
         ignore_identical_ids = testset.profile.drop_self_matches
 
+        data_loaded: bool
+
         def load_data(self, num_proc: int | None = None, **options: Any) -> None:
             """Read corpus, queries and judgements into memory."""
             if self.data_loaded:
@@ -101,6 +103,8 @@ def _reranking_task(given: RerankingSet, split: str) -> Any:
 
     class LocalReranking(AbsTaskRetrieval):
         metadata = _metadata(given.name, given.fingerprint, "Reranking", _MAIN["reranking"], split)
+
+        data_loaded: bool
 
         def load_data(self, num_proc: int | None = None, **options: Any) -> None:
             """Turn queries and their documents into MTEB's layout, ids as in its own reranking tasks."""
@@ -136,6 +140,8 @@ def _pairs_task(pairs: PairSet, split: str) -> Any:
     class LocalPairs(base):
         metadata = _metadata(pairs.name, pairs.fingerprint, _TYPES[pairs.kind], _MAIN[pairs.kind], split)
         min_score, max_score = float(low), float(high)
+
+        data_loaded: bool
 
         def load_data(self, num_proc: int | None = None, **options: Any) -> None:
             """Turn the pairs into MTEB's columns."""
@@ -204,8 +210,9 @@ def run_mteb(model: MtebEncoder | MtebSearch, tasks: Iterable[tuple[Any, str]], 
     found = []
     for task, digest in tasks:
         folder = cache / mteb.__version__ / (f"data-{digest[:24]}" if digest else "hub")
+        results = mteb.ResultCache(folder)
         try:
-            result = mteb.evaluate(model, task, cache=mteb.ResultCache(folder), co2_tracker=False)
+            mteb.evaluate(model, task, cache=results, co2_tracker=False)
         except (OSError, ConnectionError) as error:
             raise InputError(
                 f"the data of task {task.metadata.name} cannot be had ({' '.join(str(error).split())[:200]}); "
@@ -217,7 +224,8 @@ def run_mteb(model: MtebEncoder | MtebSearch, tasks: Iterable[tuple[Any, str]], 
             raise InputError(
                 f"task {task.metadata.name} ({task.metadata.type}) is no search task; leave --mode out"
             ) from None
-        scores = result.task_results[0]
+        # As MTEB keeps them, which is with fewer digits: the figures are the same the second time.
+        scores = results.load_task_result(task.metadata.name, model.mteb_model_meta, raise_if_not_found=True)
         found.append(
             TaskScores(
                 task.metadata.name,

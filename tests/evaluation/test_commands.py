@@ -141,7 +141,8 @@ def test_every_public_name_is_there_and_a_function_is_never_hidden_by_a_module()
 def test_importing_everything_loads_no_torch():
     modules = (
         "anchors, benchmark_commands, commands, correlation, expected, known_items, measures, mteb_adapter, "
-        "mteb_tasks, page, pair_commands, pairs_sets, presentation, qrels, report, runs, significance, sts, systems, testsets"
+        "mteb_tasks, page, pair_commands, pairs_sets, presentation, qrels, report, runs, significance, sts, systems, "
+        "testsets"
     )
     heavy = {"torch", "transformers", "faiss", "mteb", "scipy", "sklearn"}
     code = f"import sys; from evaluation import {modules}; assert not {heavy} & set(sys.modules)"
