@@ -301,4 +301,4 @@ def _unit(vectors: NDArray[np.float32], wanted: bool) -> NDArray[np.float32]:
     if not wanted:
         return vectors
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.where(lengths > 0, lengths, np.float32(1))
+    return (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32)
