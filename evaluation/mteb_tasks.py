@@ -213,7 +213,7 @@ def run_mteb(model: MtebEncoder | MtebSearch, tasks: Iterable[tuple[Any, str]], 
         results = mteb.ResultCache(folder)
         try:
             mteb.evaluate(model, task, cache=results, co2_tracker=False)
-        except (OSError, ConnectionError) as error:
+        except OSError as error:  # ConnectionError is one
             raise InputError(
                 f"the data of task {task.metadata.name} cannot be had ({' '.join(str(error).split())[:200]}); "
                 "allow the network, or pass NAME=FOLDER with a local copy"

@@ -1,6 +1,6 @@
 """The figures that `retrokit evaluate` expects: all-MiniLM-L6-v2, exact search, on the test collections and STS files.
 
-They go into evaluation/expected.json. Some twelve minutes on two cores.
+They go into evaluation/expected.json. Some seven minutes on two cores.
 
     python -m benchmarks.evaluation.expected
 """

@@ -101,6 +101,7 @@ def test_reports_show_published_figures_and_only_where_there_are_some():
     text, page, document = as_markdown(report), as_html(report), as_json(report)
     assert "| all-MiniLM-L6-v2 | nDCG@10 | 0.6451 | 0.6309 | -0.0142 | yes | MTEB results repository" in text
     assert "<h2>Published figures</h2>" in page
+    assert all(page.count(f"<{tag}>") + page.count(f"<{tag} ") == page.count(f"</{tag}>") for tag in ("tr", "td", "th"))
     assert len(document["published"]) == len(rows)
     json.dumps(document)
     for other in (report_on("mine"), report_on("scifact", split="train")):
