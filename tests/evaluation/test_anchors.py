@@ -17,10 +17,12 @@ from indexes.errors import InputError
 PRINT, MODEL = "d" * 64, "e" * 64
 
 
-def report_on(name, *, drop=False, split="test", made_by=None, system="dense", fingerprint=PRINT):
+def report_on(
+    name, *, drop=False, split="test", made_by=None, system="dense", fingerprint=PRINT, measures=("nDCG@10", "MRR@10")
+):
     testset = TestSet(name, None, split, {"q": "a?"}, {"q": {"d1": 1}}, Profile(drop), fingerprint, "c" * 64)
     run = {"q": make_ranking(["d1", "d2"], [1, 2], place="q")}
-    return evaluate_run(run, testset, name=system, measures=["nDCG@10", "MRR@10"], made_by=made_by)
+    return evaluate_run(run, testset, name=system, measures=measures, made_by=made_by)
 
 
 def test_every_cell_has_a_value_a_source_and_a_convention():
@@ -153,6 +155,15 @@ def test_reports_of_exact_search_by_an_encoder_are_checked(known):
         report_on("toy", made_by=made_by, drop=True),
     ):
         assert with_expected(other).notices == ()
+
+
+def test_measures_that_read_all_hits_are_compared_at_the_depth_of_the_known_ones(monkeypatch):
+    figures = expected.Expected("tiny", "toy", {"MAP": 0.9}, 0.0005, "measured")
+    monkeypatch.setattr(expected, "_known", lambda: {(MODEL, PRINT): figures})
+    made_by = {"encoder": "tiny", "encoder fingerprint": MODEL, "index factory": "Flat"}
+    assert with_expected(report_on("toy", made_by=made_by, measures=["MAP"])).notices == ()
+    monkeypatch.setattr(expected, "_DEPTH", 2)
+    assert "MAP is 0.50000" in with_expected(report_on("toy", made_by=made_by, measures=["MAP"])).notices[0]
 
 
 def test_the_kept_figures_are_of_the_packaged_encoder_as_it_is_loaded():
