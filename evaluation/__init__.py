@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from evaluation.anchors import Anchor, anchors_for
+    from evaluation.anchors import anchors_for
     from evaluation.known_items import KnownItems, split_known_items, write_known_items
     from evaluation.measures import DEFAULT_MEASURES, means, score_run
     from evaluation.mteb_adapter import as_mteb_encoder, as_mteb_search
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from evaluation.testsets import Profile, TestSet, load_dataset, write_collection
 
 _HOMES = {
-    "Anchor": "anchors",
     "DEFAULT_MEASURES": "measures",
     "DatasetProbe": "probe",
     "KnownItems": "known_items",
@@ -66,7 +65,6 @@ _HOMES = {
 
 __all__ = [
     "DEFAULT_MEASURES",
-    "Anchor",
     "DatasetProbe",
     "KnownItems",
     "PairReport",

@@ -32,8 +32,8 @@ class TaskScores(NamedTuple):
 def as_mteb_task(dataset: TestSet | PairSet | RerankingSet, split: str = "test") -> Any:
     """A local dataset as a task for `mteb.evaluate`.
 
-    The name ends with the dataset's fingerprint, which is the revision too: MTEB serves stored scores of a task by
-    its name alone if they are complete, whatever data they were of.
+    The name ends with the dataset's fingerprint, which is the revision too: MTEB 2.26 serves the stored scores of a
+    task by its name alone if they are complete, though the revision of its data is another.
 
     Args:
         dataset: From `load_dataset` or `load_pairs`.

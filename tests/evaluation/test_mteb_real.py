@@ -1,6 +1,6 @@
 """Published values of a real encoder on real data: SciFact through three paths, STS-B, SICK-R, our expected figures.
 
-Encoding SciFact takes some four minutes on two cores, the five collections together some ten.
+On two cores SciFact takes three to six minutes, the STS files half a minute, the other collections five.
 """
 
 import json
