@@ -2,29 +2,33 @@
 
 import re
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from evaluation.expected import with_expected
 from evaluation.known_items import split_known_items, write_known_items
 from evaluation.measures import DEFAULT_MEASURES, parse_measures
 from evaluation.opening import SPECS, Opened, open_encoder, open_index, open_system, with_reranker
+from evaluation.pair_commands import measure_pairs
+from evaluation.pairs_sets import pairs_kind
 from evaluation.report import as_json, write_report
 from evaluation.runs import read_run
 from evaluation.systems import MODES, Report, evaluate_run, merge
 from evaluation.systems import evaluate as evaluate_retriever
 from evaluation.testsets import TestSet, load_dataset
+from evaluation.versions import versions
 from indexes.errors import InputError
 from indexes.manifest import refuse_existing, write_json
 from retrieval.console import note, out, progress, table
 
-_PACKAGES = ("retrokit", "numpy", "torch", "sentence-transformers", "faiss-cpu", "faiss-gpu")
-
 
 def evaluate(
-    dataset: Annotated[str, typer.Option(help="The test collection: a BEIR folder.")],
+    dataset: Annotated[
+        str,
+        typer.Option(help="The test collection: a BEIR folder; or pairs: sts:FILE, pairs:FILE, reranking:FILE."),
+    ],
     encoder: Annotated[str | None, typer.Option(help="Evaluate this encoder: a model folder or hub name.")] = None,
     index: Annotated[Path | None, typer.Option(help="Evaluate this index folder.")] = None,
     run: Annotated[
@@ -65,8 +69,25 @@ def evaluate(
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing --output folder.")] = False,
+    prompt: Annotated[
+        str | None, typer.Option(help="Of pairs: both get the prompt of a document or a query  [default: document]")
+    ] = None,
 ) -> None:
-    """Measure an encoder, an index or a run file on a test collection."""
+    """Measure an encoder, an index or a run file on a test collection, or an encoder on pairs of sentences."""
+    if pairs_kind(dataset):
+        others: dict[str, Any] = {
+            "--index": index,
+            "--run": run,
+            "--hybrid": hybrid,
+            "--mode": mode,
+            "--measure": measure,
+            "-k": k,
+        }
+        others |= {"--output": output, "--cache": cache, "--overwrite": overwrite, "--split": split != "test"}
+        others |= {"--system": system, "--sparse": sparse, "--rerank": rerank, "--rerank-depth": rerank_depth}
+        return measure_pairs(dataset, encoder, prompt, json, unfit=[name for name, value in others.items() if value])
+    if prompt is not None:
+        raise InputError("--prompt is for pairs (sts:FILE, pairs:FILE); queries and documents have each their own")
     if run and k is not None:
         raise InputError("-k says how many hits to search for, but a run file was searched already; leave it out")
     modes = _wanted_modes(encoder, index, run, system, hybrid=hybrid, modes=mode)
@@ -99,11 +120,13 @@ def evaluate(
                 measures=measures,
                 k=k,
                 modes=modes,
-                made_by=opened.made_by | _versions(),
+                made_by=opened.made_by | versions(),
                 on_progress=on_progress,
             )
+    report = with_expected(report)
     _show(report)
     _write(report, output, json, overwrite=overwrite)
+    return None
 
 
 def collection(
@@ -148,7 +171,7 @@ def _default_measures(k: int) -> list[str]:
 
 
 def _measure_run(path: Path, name: str, testset: TestSet, measures: list[str]) -> Report:
-    made_by = {"run file": path.name, **_versions()}
+    made_by = {"run file": path.name, **versions()}
     return evaluate_run(read_run(path), testset, name=name, measures=measures, made_by=made_by)
 
 
@@ -223,16 +246,6 @@ def _open_runs(paths: list[Path], testset: TestSet) -> "tuple[Opened, int]":
     searcher = StoredRuns(runs, testset)
     made_by = {"run files": ", ".join(path.name for path in paths)}
     return Opened("runs", searcher, made_by, searcher.modes), searcher.depth
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _show(report: Report) -> None:

@@ -276,7 +276,7 @@ def _open_encoder(name: str, place: Place, sparse: str | None, modes: tuple[str,
         dense, sparse, fusion, modes = f"{name}/dense", f"{name}/sparse", "sum", ("hybrid",)
     encoder = Encoder.load(dense, device=place.device)
     weighing = None if sparse is None else SparseEncoder.load(sparse, device=place.device)
-    index, seconds, documents = exact_index(encoder, weighing, place)
+    index, seconds, documents = exact_index(encoder, weighing, place.testset, place.cache)
     retriever = Retriever.open(index, encoder=encoder, sparse=weighing, fusion=fusion)
     made_by = {
         "encoder": name,

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from html import escape
 
+from evaluation.anchors import published, published_of
 from evaluation.presentation import (
     Difference,
     best_values,
@@ -32,6 +33,7 @@ def as_html(report: Report) -> str:
         _chart(report),
         _differences(report),
         _list("Notices", report.notices),
+        _published(report),
         definitions("Conventions", conventions(report)),
         definitions("Made by", {**report.made_by, "dataset fingerprint": report.fingerprint}),
     ]
@@ -94,6 +96,26 @@ def _chart(report: Report) -> str:
         f"{ticks}{''.join(bars)}</svg>"
         f"<figcaption>Whiskers: 95% bootstrap interval over the {len(report.qrels):,} queries. Systems whose "
         "intervals overlap may still differ: the same queries are easy or hard for all.</figcaption></figure>"
+    )
+
+
+def _published(report: Report) -> str:
+    """Published figures beside the main system's, or nothing."""
+    found = published(report)
+    if not found:
+        return ""
+    rows = "".join(
+        f'<tr><th scope="row">{escape(one.anchor.system)}</th><td>{escape(one.anchor.measure)}</td>'
+        f"<td>{one.anchor.value:.4f}</td><td>{one.yours - one.anchor.value:+.4f}</td>"
+        f"<td>{escape(one.same_convention)}</td><td>{escape(one.anchor.source)}</td></tr>\n"
+        for one in found
+    )
+    names = ("system", "measure", "published", "yours minus it", "same convention?", "source")
+    head = "".join(f'<th scope="col">{name}</th>' for name in names)
+    return (
+        f'<h2>Published figures</h2>\n<p class="soft">{escape(published_of(report))}</p>\n'
+        '<div class="wide" tabindex="0" role="region" aria-label="Published figures">'
+        f"<table><thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table></div>"
     )
 
 

@@ -37,6 +37,8 @@ COMMANDS = {
     "distill": "pretraining.shape_commands:distill",
     "evaluate": "evaluation.commands:evaluate",
     "collection": "evaluation.commands:collection",
+    "mteb": "evaluation.benchmark_commands:mteb",
+    "anchors": "evaluation.benchmark_commands:anchors",
 }
 """Each package owns its commands; their modules load neither torch nor transformers until a command runs.
 
