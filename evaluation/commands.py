@@ -28,14 +28,16 @@ class _Opened(NamedTuple):
 
 
 def evaluate(
-    dataset: Annotated[str, typer.Option(help="The test collection: a BEIR folder.")],
+    dataset: Annotated[str, typer.Option(help="The test collection: a BEIR folder, or what `retrokit dataset` takes.")],
     encoder: Annotated[str | None, typer.Option(help="Evaluate this encoder: a model folder or hub name.")] = None,
     index: Annotated[Path | None, typer.Option(help="Evaluate this index folder.")] = None,
     run: Annotated[
         list[Path] | None,
         typer.Option(help="Measure this TREC run file (plain or .gz); repeat for several side by side."),
     ] = None,
-    split: Annotated[str, typer.Option(help="Which qrels of the test collection.")] = "test",
+    split: Annotated[
+        str | None, typer.Option(help="Which qrels  [default: the usual ones: dev of MS MARCO, test of others]")
+    ] = None,
     hybrid: Annotated[bool, typer.Option("--hybrid", help="Measure lexical, dense and both fused.")] = False,
     mode: Annotated[
         list[str] | None,
@@ -65,7 +67,10 @@ def evaluate(
         raise InputError("--cache is where --encoder keeps its vectors; leave it out without --encoder")
     if output is not None:
         refuse_existing(output, overwrite=overwrite)  # before the work, not after it
-    testset = load_dataset(dataset, split)
+    with progress("reading", "documents") as on_progress:
+        testset = load_dataset(dataset, split, on_progress=on_progress)
+    if not measure:
+        measures = list(dict.fromkeys([*measures, *_main_measure(testset, k)]))
     if run:
         report = merge({name: _measure_run(path, name, testset, measures) for name, path in _system_names(run).items()})
     else:
@@ -123,6 +128,11 @@ def _default_measures(k: int) -> list[str]:
         left_out = ", ".join(name for name in DEFAULT_MEASURES if name not in kept)
         note(f"notice: {left_out} read more than {k} hits and are left out")
     return kept
+
+
+def _main_measure(testset: TestSet, k: int) -> list[str]:
+    """The measure of the dataset's published figures, if it can be measured at this depth."""
+    return [one.name for one in parse_measures([testset.profile.measure]) if one.k <= k]
 
 
 def _measure_run(path: Path, name: str, testset: TestSet, measures: list[str]) -> Report:

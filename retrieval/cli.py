@@ -37,6 +37,7 @@ COMMANDS = {
     "distill": "pretraining.shape_commands:distill",
     "evaluate": "evaluation.commands:evaluate",
     "collection": "evaluation.commands:collection",
+    "dataset": "evaluation.dataset_commands:dataset",
 }
 """Each package owns its commands; their modules load neither torch nor transformers until a command runs.
 
