@@ -69,6 +69,8 @@ def evaluate(
         refuse_existing(output, overwrite=overwrite)  # before the work, not after it
     with progress("reading", "documents") as on_progress:
         testset = load_dataset(dataset, split, on_progress=on_progress)
+    if testset.identical_to:
+        note(f"the test collection is {testset.identical_to}, to the last character")
     if not measure:
         measures = list(dict.fromkeys([*measures, *_main_measure(testset, k)]))
     if run:

@@ -137,7 +137,8 @@ def test_a_known_name_with_other_contents_is_said(tmp_path, known, field, said):
     testset = load_dataset(tmp_path / "toy")
     assert testset.identical_to is None
     assert testset.notices[-1] == (
-        f"This differs from the known BEIR toy (test) in {said}: results are not comparable with figures published for it."
+        f"This differs from the known BEIR toy (test) in {said}: "
+        "results are not comparable with figures published for it."
     )
 
 

@@ -418,7 +418,6 @@ def test_without_the_extra_the_message_names_it(monkeypatch):
             load_dataset(spec)
 
 
-@pytest.mark.slow  # 5 seconds: ir_datasets in a process of its own, whose home it reads on import
 def test_ir_datasets_reads_a_beir_archive_in_its_home(toy, expected, tmp_path):
     pytest.importorskip("ir_datasets")
     home = tmp_path / "irds"
@@ -441,7 +440,7 @@ def test_ir_datasets_reads_a_beir_archive_in_its_home(toy, expected, tmp_path):
     assert done.stdout.split() == [expected.fingerprint, "train"]
 
 
-@pytest.mark.slow  # 10 seconds: importing mteb
+@pytest.mark.slow  # 5 to 10 seconds: importing mteb
 @pytest.mark.filterwarnings("ignore")
 def test_mteb_tasks(tmp_path, expected, monkeypatch):
     mteb = pytest.importorskip("mteb")
@@ -458,6 +457,7 @@ def test_mteb_tasks(tmp_path, expected, monkeypatch):
     monkeypatch.setattr(mteb, "get_task", redirected)
     testset = load_dataset("mteb:SCIDOCS")
     assert (testset.queries, testset.qrels) == (expected.queries, expected.qrels)
+    assert testset.fingerprint == expected.fingerprint
     assert not testset.profile.drop_self_matches
     assert load_dataset("mteb:ArguAna").profile.drop_self_matches
     with pytest.raises(InputError, match="no subset 'de'; there are default"):
