@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from evaluation.runs import Ranking, Run, make_ranking, read_run, write_run
     from evaluation.sts import PairReport, evaluate_pairs
     from evaluation.systems import Report, Searcher, SystemResult, evaluate, evaluate_run, merge
-    from evaluation.testsets import Profile, TestSet, load_dataset, write_collection
+    from evaluation.testsets import Profile, TestSet, load_dataset, to_beir_dir, write_collection
+    from evaluation.trec_files import write_trec
 
 _HOMES = {
     "DEFAULT_MEASURES": "measures",
@@ -60,10 +61,12 @@ _HOMES = {
     "read_run": "runs",
     "score_run": "measures",
     "split_known_items": "known_items",
+    "to_beir_dir": "testsets",
     "write_collection": "testsets",
     "write_known_items": "known_items",
     "write_report": "report",
     "write_run": "runs",
+    "write_trec": "trec_files",
 }
 
 __all__ = [
@@ -101,10 +104,12 @@ __all__ = [
     "read_run",
     "score_run",
     "split_known_items",
+    "to_beir_dir",
     "write_collection",
     "write_known_items",
     "write_report",
     "write_run",
+    "write_trec",
 ]
 
 

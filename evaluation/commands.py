@@ -27,7 +27,10 @@ from retrieval.console import note, out, progress, table
 def evaluate(
     dataset: Annotated[
         str,
-        typer.Option(help="The test collection: a BEIR folder; or pairs: sts:FILE, pairs:FILE, reranking:FILE."),
+        typer.Option(
+            help="A test collection: a BEIR folder, or what `retrokit dataset` takes; or pairs: sts:FILE, pairs:FILE, "
+            "reranking:FILE."
+        ),
     ],
     encoder: Annotated[str | None, typer.Option(help="Evaluate this encoder: a model folder or hub name.")] = None,
     index: Annotated[Path | None, typer.Option(help="Evaluate this index folder.")] = None,
@@ -36,7 +39,9 @@ def evaluate(
         typer.Option(help="Measure this TREC run file (plain or .gz); repeat for several side by side."),
     ] = None,
     system: Annotated[str | None, typer.Option(help=f"Evaluate any system: {SPECS}.", metavar="SPEC")] = None,
-    split: Annotated[str, typer.Option(help="Which qrels of the test collection.")] = "test",
+    split: Annotated[
+        str | None, typer.Option(help="Which qrels  [default: the usual ones: dev of MS MARCO, test of others]")
+    ] = None,
     sparse: Annotated[
         str | None,
         typer.Option(
@@ -83,7 +88,7 @@ def evaluate(
             "--measure": measure,
             "-k": k,
         }
-        others |= {"--output": output, "--cache": cache, "--overwrite": overwrite, "--split": split != "test"}
+        others |= {"--output": output, "--cache": cache, "--overwrite": overwrite, "--split": split}
         others |= {"--system": system, "--sparse": sparse, "--rerank": rerank, "--rerank-depth": rerank_depth}
         return measure_pairs(dataset, encoder, prompt, json, unfit=[name for name, value in others.items() if value])
     if prompt is not None:
@@ -96,7 +101,8 @@ def evaluate(
     measures = [one.name for one in parse_measures(measure or _default_measures(k))]
     if output is not None:
         refuse_existing(output, overwrite=overwrite)  # before the work, not after it
-    testset = load_dataset(dataset, split)
+    testset = _load(dataset, split)
+    measures = measures if measure else list(dict.fromkeys([*measures, *_main_measure(testset, k)]))
     if run and rerank is None:
         report = merge({name: _measure_run(path, name, testset, measures) for name, path in _system_names(run).items()})
     else:
@@ -161,6 +167,14 @@ def collection(
     note(f"next: retrokit evaluate --encoder MODEL --dataset {output}")
 
 
+def _load(dataset: str, split: str | None) -> TestSet:
+    with progress("reading", "documents") as on_progress:
+        testset = load_dataset(dataset, split, on_progress=on_progress)
+    if testset.identical_to:
+        note(f"the test collection is {testset.identical_to}, to the last character")
+    return testset
+
+
 def _default_measures(k: int) -> list[str]:
     """The usual measures, without those that read deeper than k hits."""
     kept = [name for name in DEFAULT_MEASURES if int(name.partition("@")[2] or 0) <= k]
@@ -168,6 +182,11 @@ def _default_measures(k: int) -> list[str]:
         left_out = ", ".join(name for name in DEFAULT_MEASURES if name not in kept)
         note(f"notice: {left_out} read more than {k} hits and are left out")
     return kept
+
+
+def _main_measure(testset: TestSet, k: int) -> list[str]:
+    """The measure of the dataset's published figures, if it can be measured at this depth."""
+    return [one.name for one in parse_measures([testset.profile.measure]) if one.k <= k]
 
 
 def _measure_run(path: Path, name: str, testset: TestSet, measures: list[str]) -> Report:

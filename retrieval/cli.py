@@ -39,6 +39,7 @@ COMMANDS = {
     "collection": "evaluation.commands:collection",
     "mteb": "evaluation.benchmark_commands:mteb",
     "anchors": "evaluation.benchmark_commands:anchors",
+    "dataset": "evaluation.dataset_commands:dataset",
 }
 """Each package owns its commands; their modules load neither torch nor transformers until a command runs.
 
