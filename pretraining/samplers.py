@@ -1,6 +1,7 @@
 """Samplers: query–document pairs made out of the documents themselves, without labels."""
 
 import hashlib
+import itertools
 import random
 import re
 from collections import defaultdict
@@ -232,7 +233,8 @@ def _beginning(parts: Sequence[str]) -> int:
 
 def _starts(parts: Sequence[str], first: int) -> list[int]:
     """The sentences, from the first allowed one on, with which a passage may begin."""
-    return [at for at in range(first, len(parts)) if len(" ".join(parts[at:]).split()) >= _LEAST_TEXT_WORDS]
+    left = list(itertools.accumulate(len(part.split()) for part in reversed(parts)))[::-1]  # words from each one on
+    return [at for at in range(first, len(parts)) if left[at] >= _LEAST_TEXT_WORDS]
 
 
 def _passage(parts: Sequence[str], start: int) -> str:
