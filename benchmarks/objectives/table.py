@@ -105,7 +105,7 @@ def train(name: str, corpus: Path, folder: Path, seed: int, options: argparse.Na
 
 def measure(model: str, folders: dict[str, Path], place: Path) -> dict[str, list[float]]:
     """nDCG@10 of every query, by collection."""
-    encoder, found = Encoder.load(model, max_length=128, dtype="bfloat16"), {}
+    encoder, found = Encoder.load(model, dtype="bfloat16"), {}
     for name, folder in folders.items():
         testset = load_dataset(folder)
         store = encoder.encode_corpus(testset.documents(), place / f"{name}.vectors")
