@@ -144,7 +144,7 @@ def main() -> None:
     parser.add_argument("--base", help="another base")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--tune-steps", type=int, default=60)
+    parser.add_argument("--tune-steps", type=int, default=200)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--length", type=int, default=96)
     parser.add_argument("--rate", type=float, default=2e-4)
