@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from indexes.errors import InputError
-from pretraining.backbones import Backbone
-from pretraining.layers import LAYERS, layers_of
+from pretraining.backbones import FAMILIES, Backbone
+from pretraining.layers import layers_of
 
 READABLE = ("bert", "roberta", "xlm-roberta", "mpnet", "distilbert", "modernbert")
 """The families, by transformers' `model_type`, whose scores of a token are a product of its query with all keys, and
@@ -47,7 +47,7 @@ def first_token_attention(backbone: Backbone, ids: Tensor, attention_mask: Tenso
     """
     kind, heads = backbone.config.model_type, backbone.config.num_attention_heads
     layer, heard = layers_of(backbone.module)[-1], dict[int, Tensor]()
-    relations = LAYERS[kind].relations
+    relations = FAMILIES[kind].layers.relations
     names = (_JOINT,) if relations is None else relations[:2]
     with contextlib.ExitStack() as hooks:
         for number, name in enumerate(names):

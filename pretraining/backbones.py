@@ -20,10 +20,27 @@ class HeadPlace(NamedTuple):
     """The settings with which it must be loaded to have them there."""
 
 
+class LayerParts(NamedTuple):
+    """What the parts of a layer are called."""
+
+    stack: str
+    """The list of layers, within the model."""
+    attention_output: str
+    attention_norm: str | None
+    """None: norms come before, not after."""
+    inner: str
+    """The feed-forward network's first linear map."""
+    output: str
+    output_norm: str | None
+    relations: tuple[str, str, str] | None
+    """The linear maps that make queries, keys and values; None: one map makes all."""
+
+
 class Family(NamedTuple):
     """How the models of one architecture are put together."""
 
     heads: tuple[HeadPlace, ...]
+    layers: LayerParts
     words: str = "word_embeddings"
     """The name of the word embeddings within the embedding module."""
     padded_positions: bool = False
@@ -36,23 +53,55 @@ class Family(NamedTuple):
     """What that of its norm is called."""
 
 
+_BERT_LAYERS = LayerParts(
+    stack="encoder.layer",
+    attention_output="attention.output.dense",
+    attention_norm="attention.output.LayerNorm",
+    inner="intermediate.dense",
+    output="output.dense",
+    output_norm="output.LayerNorm",
+    relations=("attention.self.query", "attention.self.key", "attention.self.value"),
+)
 _BERT_HEAD = HeadPlace("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions.bias")
-_ROBERTA = Family((HeadPlace("lm_head.dense", "lm_head.layer_norm", "lm_head.bias"),), padded_positions=True)
+_ROBERTA = Family(
+    (HeadPlace("lm_head.dense", "lm_head.layer_norm", "lm_head.bias"),), _BERT_LAYERS, padded_positions=True
+)
 _DEBERTA = "lm_predictions.lm_head"
 _DEBERTA_HEAD = HeadPlace(f"{_DEBERTA}.dense", f"{_DEBERTA}.LayerNorm", f"{_DEBERTA}.bias")
 FAMILIES = {
-    "bert": Family((_BERT_HEAD,), types=True),
+    "bert": Family((_BERT_HEAD,), _BERT_LAYERS, types=True),
     "roberta": _ROBERTA._replace(types=True),
     "xlm-roberta": _ROBERTA._replace(types=True),
-    "mpnet": _ROBERTA,
+    "mpnet": _ROBERTA._replace(
+        layers=_BERT_LAYERS._replace(
+            attention_output="attention.attn.o",
+            attention_norm="attention.LayerNorm",
+            relations=("attention.attn.q", "attention.attn.k", "attention.attn.v"),
+        )
+    ),
     "distilbert": Family(
-        (HeadPlace("vocab_transform", "vocab_layer_norm", "vocab_projector.bias"),), activation="activation"
+        (HeadPlace("vocab_transform", "vocab_layer_norm", "vocab_projector.bias"),),
+        LayerParts(
+            stack="transformer.layer",
+            attention_output="attention.out_lin",
+            attention_norm="sa_layer_norm",
+            inner="ffn.lin1",
+            output="ffn.lin2",
+            output_norm="output_layer_norm",
+            relations=("attention.q_lin", "attention.k_lin", "attention.v_lin"),
+        ),
+        activation="activation",
     ),
     "deberta-v2": Family(
-        (_DEBERTA_HEAD._replace(loaded={"legacy": False}), _BERT_HEAD._replace(loaded={"legacy": True})), types=True
+        (_DEBERTA_HEAD._replace(loaded={"legacy": False}), _BERT_HEAD._replace(loaded={"legacy": True})),
+        _BERT_LAYERS._replace(
+            relations=("attention.self.query_proj", "attention.self.key_proj", "attention.self.value_proj")
+        ),
+        types=True,
     ),
     "modernbert": Family(
         (HeadPlace("head.dense", "head.norm", "decoder.bias"),),
+        LayerParts("layers", "attn.Wo", None, "mlp.Wi", "mlp.Wo", None, None),
         words="tok_embeddings",
         activation="classifier_activation",
         epsilon="norm_eps",

@@ -79,6 +79,9 @@ def pretrain(
         bool, typer.Option("--gradient-checkpointing", help="Less memory, more time, the same result.")
     ] = False,
     compile: Annotated[bool, typer.Option("--compile", help="Have torch compile the encoder first.")] = False,
+    fsdp: Annotated[
+        bool, typer.Option("--fsdp", help="Share the model out among torchrun's processes: for one too large for each.")
+    ] = False,
     also: Annotated[
         list[str] | None,
         typer.Option(
@@ -163,6 +166,7 @@ def pretrain(
             group_by_length=group_by_length,
             gradient_checkpointing=gradient_checkpointing,
             compile=compile,
+            fsdp=fsdp,
             deduplicate=str(deduplicate),
             near_duplicates_at=near_duplicates_at,
             remove_queries=remove_queries or (),

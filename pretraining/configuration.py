@@ -50,6 +50,9 @@ class PretrainConfig:
             in less memory and more time.
         compile: Whether the encoder is compiled by torch (which takes a minute at the start; it needs a C++ compiler on
             a CPU, and a resumed run equals another compiled one).
+        fsdp: Whether processes share weights, gradients and optimizer state out among them (FSDP), for models that are
+            too large for one device; others are faster with a copy in each (DDP), and end with the same weights but for
+            rounding.
         deduplicate: `none`; `exact`: of documents of the same words the first stays; `near`: near duplicates go too.
         near_duplicates_at: The least Jaccard of the five-word shingles of near duplicates.
         remove_queries: BEIR folders or files of test queries; documents that give one away go.
@@ -85,6 +88,7 @@ class PretrainConfig:
     group_by_length: bool = False
     gradient_checkpointing: bool = False
     compile: bool = False
+    fsdp: bool = False
     deduplicate: str = "none"
     near_duplicates_at: float = 0.8
     remove_queries: Sequence[str | Path] = ()
@@ -127,6 +131,9 @@ class PretrainConfig:
         ):
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {getattr(self, name)}; expected at least {least}")
+        self._refuse_outside()
+
+    def _refuse_outside(self) -> None:
         if not 0 < self.learning_rate < 1:
             raise InputError(f"learning_rate is {self.learning_rate}; expected above 0 and below 1, such as 1e-4")
         if not 0 <= self.weight_decay < 1:
@@ -139,6 +146,8 @@ class PretrainConfig:
             raise InputError(f"precision is {self.precision!r}; expected float32 or bfloat16")
         if self.pooling not in (None, *POOLINGS):
             raise InputError(f"pooling is {self.pooling!r}; expected {' or '.join(POOLINGS)}")
+        if self.fsdp and self.compile:
+            raise InputError("fsdp shards the encoder as it is, and compile makes another of it; leave one of them out")
 
     def _extras(self) -> Extras:
         words = read_words(Path(self.mask_words)) if self.mask_words is not None else frozenset()
@@ -172,6 +181,7 @@ class PretrainConfig:
             "mask_words": fingerprint(sorted(marks.words)) if marks and marks.words else None,
             "warmup_steps": self.warmup,
             **{name: getattr(self, name) for name in (*named, *switches, *ratios)},
+            **({"fsdp": True} if self.fsdp else {}),
             **self.probes.record(),
         }
 

@@ -17,9 +17,10 @@ from indexes.errors import InputError
 from indexes.manifest import new_folder, read_json, seal, write_json
 from pretraining.adaptation import AdaptConfig, HeldOut
 from pretraining.base import load_heads, save_heads
-from pretraining.loop import EpochOrder, ResumableTrainer, back_to_checkpoint, resumable_arguments, unique_state
+from pretraining.loop import ResumableTrainer, arguments_of, back_to_checkpoint, unique_state
 from pretraining.model import PretrainingModel
 from pretraining.model_folder import package_versions
+from pretraining.orders import EpochOrder
 from pretraining.working import CARD, KIND, LOG
 from retrieval.loading import quiet
 from retrieval.model_folder import read_model_folder, resolve
@@ -52,17 +53,7 @@ def train(
         if model.auxiliary.untrained_heads:
             on_note(f"{config.encoder} has no {' and no '.join(model.auxiliary.untrained_heads)}: they start untrained")
     selection = Selection(model, held_out, partial, config.check_steps, on_note)
-    with quiet():
-        args = resumable_arguments(
-            partial / _CHECKPOINTS,
-            max_steps=config.steps,
-            batch_size=config.batch_size,
-            learning_rate=config.learning_rate,
-            warmup_steps=config.steps // 10,
-            save_steps=config.check_steps,
-            seed=config.seed,
-            mixed=config.precision == "bfloat16",
-        )
+    args = arguments_of(config, partial / _CHECKPOINTS, save_steps=config.check_steps)
     step, newest = back_to_checkpoint(partial / _CHECKPOINTS, partial / LOG)
     if newest:
         on_note(f"going on from step {step:,} of {config.steps:,}")
@@ -71,11 +62,7 @@ def train(
     with quiet():
         trainer = PairTrainer(model, args, Pairs(pairs), model.collate, partial / LOG, on_progress)
         trainer.add_callback(selection)
-        trainer.train(resume_from_checkpoint=str(newest) if newest else None)
-    done = trainer.state.global_step
-    trainer.release()
-    if done != config.steps:
-        raise RuntimeError(f"training ended at step {done} of {config.steps}")
+        trainer.to_the_end(newest)
     if config.steps not in selection.checks:
         selection.check(config.steps)
     _publish(model, selection, folder, target, card, partial / LOG, overwrite=overwrite)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from indexes.errors import InputError
-from pretraining.backbones import Backbone
-from pretraining.layers import LAYERS, layers_of
+from pretraining.backbones import FAMILIES, Backbone
+from pretraining.layers import layers_of
 
 
 @contextlib.contextmanager
@@ -42,7 +42,7 @@ def dropped_heads(backbone: Backbone, share: float) -> Iterator[None]:
 
 def attention_outputs(module: Any) -> list[torch.nn.Module]:
     """Each layer's map that puts its attention heads together; its input is what they say, one after the other."""
-    name = LAYERS[module.config.model_type].attention_output
+    name = FAMILIES[module.config.model_type].layers.attention_output
     return [layer.get_submodule(name) for layer in layers_of(module)]
 
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from indexes.errors import InputError
+from pretraining.backbones import FAMILIES
 from pretraining.heads import VocabularyHead
-from pretraining.layers import LAYERS, with_weights
+from pretraining.layers import with_weights
 from pretraining.masking import seeded
 
 _WIDTHS = ("hidden_size", "num_attention_heads", "dim", "n_heads", "pooler_hidden_size", "embedding_size")
@@ -30,7 +31,7 @@ def widen(backbone: Any, factor: int, *, inner: int | None = None, seed: int = 0
     initialization; it is Net2Net's wider layer (Chen, Goodfellow & Shlens, ICLR 2016) for transformers.
 
     Args:
-        backbone: A model of transformers with norms after its layers (all of `LAYERS` but ModernBERT).
+        backbone: A model of transformers with norms after its layers (all of `backbones` but ModernBERT).
         factor: How many copies of each hidden unit; 1 leaves them as they are.
         inner: Inner units of the feed-forward networks; None: `factor` times as many.
         seed: Of the shares and of which inner units are copied.
@@ -39,15 +40,15 @@ def widen(backbone: Any, factor: int, *, inner: int | None = None, seed: int = 0
         InputError: The model is not of such a kind, the factor is not a whole number from 1, or `inner` is too small.
     """
     kind = backbone.config.model_type
-    if kind not in LAYERS or LAYERS[kind].attention_norm is None:
-        known = ", ".join(name for name, parts in LAYERS.items() if parts.attention_norm)
+    if kind not in FAMILIES or FAMILIES[kind].layers.attention_norm is None:
+        known = ", ".join(name for name, family in FAMILIES.items() if family.layers.attention_norm)
         raise InputError(f"the model is a {kind} model; growth in width supports {known}")
     config, old_inner, new_inner = _wider(backbone.config, factor, inner)
     generator = seeded(torch.device("cpu"), seed)
     every = torch.arange(old_inner)
     rest = torch.randperm(old_inner, generator=generator)[: new_inner % old_inner]
     inner_units = torch.cat((every.repeat(new_inner // old_inner), rest))
-    parts = LAYERS[kind]
+    parts = FAMILIES[kind].layers
     weights: dict[str, Tensor] = {}
     for name, module in backbone.named_modules():
         within = re.sub(rf"^{re.escape(parts.stack)}\.\d+\.", "", name)

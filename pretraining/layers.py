@@ -11,70 +11,20 @@ variance of what was normalised exceeds 0.05.
 import copy
 import re
 from collections.abc import Collection, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from indexes.errors import InputError
+from pretraining.backbones import FAMILIES, LayerParts
 
 METHODS = ("identity", "stack", "interleave")
 
 
-class LayerParts(NamedTuple):
-    """What the parts of a layer are called."""
-
-    stack: str
-    """The list of layers, within the model."""
-    attention_output: str
-    attention_norm: str | None
-    """None: norms come before, not after."""
-    inner: str
-    """The feed-forward network's first linear map."""
-    output: str
-    output_norm: str | None
-    relations: tuple[str, str, str] | None
-    """The linear maps that make queries, keys and values; None: one map makes all."""
-
-
-_BERT_SELF = ("attention.self.query", "attention.self.key", "attention.self.value")
-_BERT = LayerParts(
-    stack="encoder.layer",
-    attention_output="attention.output.dense",
-    attention_norm="attention.output.LayerNorm",
-    inner="intermediate.dense",
-    output="output.dense",
-    output_norm="output.LayerNorm",
-    relations=_BERT_SELF,
-)
-_DEBERTA_SELF = ("attention.self.query_proj", "attention.self.key_proj", "attention.self.value_proj")
-LAYERS = {
-    "bert": _BERT,
-    "roberta": _BERT,
-    "xlm-roberta": _BERT,
-    "deberta-v2": _BERT._replace(relations=_DEBERTA_SELF),
-    "mpnet": _BERT._replace(
-        attention_output="attention.attn.o",
-        attention_norm="attention.LayerNorm",
-        relations=("attention.attn.q", "attention.attn.k", "attention.attn.v"),
-    ),
-    "distilbert": LayerParts(
-        stack="transformer.layer",
-        attention_output="attention.out_lin",
-        attention_norm="sa_layer_norm",
-        inner="ffn.lin1",
-        output="ffn.lin2",
-        output_norm="output_layer_norm",
-        relations=("attention.q_lin", "attention.k_lin", "attention.v_lin"),
-    ),
-    "modernbert": LayerParts("layers", "attn.Wo", None, "mlp.Wi", "mlp.Wo", None, None),
-}
-"""By transformers' `model_type`."""
-
-
 def layers_of(backbone: Any) -> Any:
     """The list of a model's layers."""
-    return backbone.get_submodule(LAYERS[backbone.config.model_type].stack)
+    return backbone.get_submodule(FAMILIES[backbone.config.model_type].layers.stack)
 
 
 def spread(count: int, total: int) -> list[int]:
@@ -90,7 +40,7 @@ def keep_layers(backbone: Any, kept: int | Sequence[int]) -> Any:
     """A model of some of a model's layers (a student: Sanh et al. 2019; Fan et al. 2020, "every other").
 
     Args:
-        backbone: A model of transformers, of a family in `LAYERS`.
+        backbone: A model of transformers, of a family in `backbones`.
         kept: How many, evenly spread (`spread`); or the numbers of those to keep, from 0, in ascending order.
 
     Raises:
@@ -113,7 +63,7 @@ def deepen(backbone: Any, total: int, method: str = "identity") -> Any:
     """A model of more layers.
 
     Args:
-        backbone: A model of transformers, of a family in `LAYERS`.
+        backbone: A model of transformers, of a family in `backbones`.
         total: How many layers it shall have.
         method: `identity`: the new layers, spread evenly behind the old ones, are copies of those before them whose
             outputs are zero, and the model computes what it did (see this module's first lines). `stack`: copies of all
@@ -153,7 +103,7 @@ def relayered(backbone: Any, order: Sequence[int], fresh: Collection[int] = ()) 
     config.num_hidden_layers = len(order)
     if getattr(config, "layer_types", None):
         config.layer_types = [config.layer_types[layer] for layer in order]
-    parts = LAYERS[config.model_type]
+    parts = FAMILIES[config.model_type].layers
     found = re.compile(rf"{re.escape(parts.stack)}\.(\d+)\.(.+)")
     state = backbone.state_dict()
     weights = {name: value for name, value in state.items() if not found.fullmatch(name)}

@@ -2,15 +2,13 @@
 
 import ctypes
 import gc
-import itertools
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -22,31 +20,19 @@ from pretraining.checkpoints import finish_checkpoint, keep_only, newest_checkpo
 from pretraining.masking import seed_of, seeded
 from pretraining.mixture import MixedOrder
 from pretraining.model import Cached, Drawn
+from pretraining.orders import EpochOrder, GroupedByLength, TimesOrder
+from pretraining.terms.term import at_least_float32
 from pretraining.tokens import Accompanied, SpanPairs
 from retrieval.devices import best_device
+from retrieval.loading import quiet
+
+if TYPE_CHECKING:
+    from pretraining.adaptation import AdaptConfig
+    from pretraining.distillation import DistillConfig
 
 WEIGHTS = "model.safetensors"
 _STEPS_BETWEEN_TRIMS = 5
-_BATCHES_GROUPED = 64
 _DROPOUT = 1  # keeps the seeds of dropout apart from those of masks
-
-
-class EpochOrder(Sampler[int]):
-    """Row numbers of a whole run in one go: every epoch another permutation, drawn from (seed, epoch)."""
-
-    def __init__(self, rows: int, total: int, seed: int) -> None:
-        self.rows, self.total, self.seed = rows, total, seed
-
-    def __len__(self) -> int:
-        return self.total
-
-    def __iter__(self) -> Iterator[int]:
-        for epoch in range(math.ceil(self.total / self.rows)):
-            yield from self.epoch(epoch)[: self.total - epoch * self.rows]
-
-    def epoch(self, number: int) -> list[int]:
-        """The permutation of one epoch."""
-        return torch.randperm(self.rows, generator=seeded(torch.device("cpu"), self.seed, number)).tolist()
 
 
 class ResumableTrainer(Trainer):
@@ -63,6 +49,9 @@ class ResumableTrainer(Trainer):
         log_file: Where one JSON object is appended a step.
         on_progress: Called with the steps done and their total.
     """
+
+    optimizer: Any
+    lr_scheduler: Any
 
     def __init__(
         self,
@@ -133,6 +122,13 @@ class ResumableTrainer(Trainer):
         """What else a step's line says; a subclass has more to say."""
         return {}
 
+    def to_the_end(self, checkpoint: Path | None) -> None:
+        """Train from a checkpoint, or from the start, to the last step, and give up what training alone needs."""
+        self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        self.release()
+        if self.state.global_step != self.args.max_steps:
+            raise RuntimeError(f"training ended at step {self.state.global_step} of {self.args.max_steps}")
+
     def release(self) -> None:
         """Give up optimizer and gradients, which would live on in cycles and in accelerate's shared state."""
         self.accelerator.free_memory()
@@ -149,11 +145,22 @@ class ResumableTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return EpochOrder(len(self.train_dataset), self.rows_of_run(), self.args.seed)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        folder = Path(output_dir or self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        state = {name: value.contiguous() for name, value in unique_state(self.model).items()}
-        save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    @property
+    def whole(self) -> nn.Module:
+        """The model that probes read and checkpoints hold; a subclass may have it apart from the trained one."""
+        return self.model
+
+    def gather(self) -> None:
+        """Bring `whole` up to date, all processes together."""
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the weights, once, into a checkpoint's folder."""
+        self.gather()
+        if self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            state = {name: value.contiguous() for name, value in unique_state(self.whole).items()}
+            save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
 
     def load_weights(self, checkpoint: Path) -> None:
         """Put a checkpoint's weights into the model, without going on from it."""
@@ -173,46 +180,6 @@ class ResumableTrainer(Trainer):
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
             finish_checkpoint(folder)
             keep_only(folder.parent, folder)
-
-
-class TimesOrder(EpochOrder):
-    """The order of `EpochOrder`, rows being counted on from epoch to epoch, for rows that are drawn anew every time."""
-
-    def epoch(self, number: int) -> list[int]:
-        """The permutation of one epoch."""
-        return [number * self.rows + row for row in super().epoch(number)]
-
-
-class GroupedByLength(Sampler[int]):
-    """Another order, in which rows of like length come together in a batch, so that little of it is padding.
-
-    The rows of so many batches are put in the order of their lengths and cut into batches, which then come in random
-    order, drawn from (seed, which of such blocks it is).
-
-    Args:
-        order: The rows of a run.
-        lengths: Of each row, (rows,); row n of the order is n modulo their number.
-        batch: Rows of a batch.
-        seed: Of the order of batches.
-    """
-
-    def __init__(self, order: Sampler[int], lengths: np.ndarray, batch: int, seed: int) -> None:
-        self.order, self.lengths, self.batch, self.seed = order, np.asarray(lengths), batch, seed
-
-    def __len__(self) -> int:
-        return len(self.order)  # type: ignore[arg-type]
-
-    def __iter__(self) -> Iterator[int]:
-        rows = iter(self.order)
-        for number in itertools.count():
-            block = list(itertools.islice(rows, self.batch * _BATCHES_GROUPED))
-            if not block:
-                return
-            block.sort(key=lambda row: int(self.lengths[row % len(self.lengths)]))
-            batches = [block[start : start + self.batch] for start in range(0, len(block), self.batch)]
-            generator = seeded(torch.device("cpu"), self.seed, number, "lengths")
-            for place in torch.randperm(len(batches), generator=generator).tolist():
-                yield from batches[place]
 
 
 class PretrainingTrainer(ResumableTrainer):
@@ -258,8 +225,8 @@ class PretrainingTrainer(ResumableTrainer):
         vectors = []
         for micro, inputs in enumerate(self.micro_batches):
             drawn = self._sample(self._prepare_inputs(inputs), self.seeded_for(micro))
-            with torch.no_grad():
-                vectors.append(self.model.view(drawn).vector)
+            with torch.no_grad(), self.accelerator.autocast():  # as the pass with gradients has it
+                vectors.append(at_least_float32(self.model.vectors(drawn)))
         everything = torch.cat(vectors).requires_grad_()
         self._cached: dict[str, tuple[Tensor, tuple[Tensor, ...]]] = {}
         for name in names:
@@ -350,6 +317,21 @@ def resumable_arguments(
     )
     args._n_gpu = min(args.n_gpu, 1)  # several GPUs are torchrun's business, not that of DataParallel
     return args
+
+
+def arguments_of(config: "AdaptConfig | DistillConfig", folder: Path, *, save_steps: int) -> TrainingArguments:
+    """What Trainer is told of a run that is short beside pretraining; a tenth of its steps are warm-up."""
+    with quiet():
+        return resumable_arguments(
+            folder,
+            max_steps=config.steps,
+            batch_size=config.batch_size,
+            learning_rate=config.learning_rate,
+            warmup_steps=config.steps // 10,
+            save_steps=save_steps,
+            seed=config.seed,
+            mixed=config.precision == "bfloat16",
+        )
 
 
 def back_to_checkpoint(folder: Path, log: Path) -> tuple[int, Path | None]:

@@ -171,6 +171,14 @@ class PretrainingModel(nn.Module):
         """Sample masks and compute the objective, as an auxiliary loss needs it; arguments as in `sample`."""
         return self(self.sample(input_ids, attention_mask, word_starts, generator=generator))
 
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        """Compute the objective (`forward`); while training, what follows the encoder does so first."""
+        # Not in `forward`: within it, sharded parameters are copies, put together for it.
+        if self.training:
+            for term in self._terms():
+                term.advance(self.parts)
+        return super().__call__(*arguments, **named)
+
     def forward(self, drawn: Drawn, whole: Mapping[str, Cached] | None = None) -> dict[str, Tensor]:
         """Compute the objective on a batch: `total`, and every term by name before its weight.
 
@@ -188,6 +196,10 @@ class PretrainingModel(nn.Module):
             values[name] = whole[name].of(view.vector) if name in whole else term(view, drawn.terms[name])
             weighted.append(self.objective.terms[name].at(self.progress) * values[name])
         return {"total": torch.stack(weighted).sum(), **values}
+
+    def vectors(self, drawn: Drawn) -> Tensor:
+        """The sentence vectors of a batch, (b, d)."""
+        return self.view(drawn).vector
 
     def view(self, drawn: Drawn) -> EncoderView:
         """The encoder's view of a batch, which is computed when it is first asked for."""

@@ -47,7 +47,7 @@ def told_by_first(value: bool, device: torch.device) -> bool:
 def of_all_rows(mean: Tensor, rows: int) -> Tensor:
     """A mean over this process's rows as its share of the mean over all processes' rows.
 
-    DistributedDataParallel averages gradients over processes, as if each had as many rows.
+    DDP and FSDP average gradients over processes, as if each had as many rows.
     """
     count = world_size()
     if count == 1:
@@ -55,6 +55,13 @@ def of_all_rows(mean: Tensor, rows: int) -> Tensor:
     total = torch.tensor(float(rows), device=mean.device)
     dist.all_reduce(total)
     return mean * (rows * count / total.clamp(min=1.0))
+
+
+def summed(counts: Tensor) -> Tensor:
+    """Whole numbers, added over all processes."""
+    if world_size() > 1:
+        dist.all_reduce(counts)
+    return counts
 
 
 def gathered(vectors: Tensor) -> Tensor:
@@ -74,7 +81,7 @@ def gathered(vectors: Tensor) -> Tensor:
 def of_whole_batch(loss: Tensor) -> Tensor:
     """A loss that every process computes of all their vectors: its value, with as many times its gradient.
 
-    Each process has the gradient through its own vectors only, and DistributedDataParallel averages them.
+    Each process has the gradient through its own vectors only, and DDP and FSDP average them.
     """
     count = world_size()
     return loss if count == 1 else loss.detach() + count * (loss - loss.detach())

@@ -114,6 +114,8 @@ def pretrain(
             seed=config.seed,
             mixed=config.precision == "bfloat16",
         )
+    if config.fsdp and args.world_size == 1:
+        raise InputError("fsdp shares a model out among processes, and there is one; start several with torchrun")
     queries, digests = config.cleaning.queries(), mixture.digests()
     card = _card(config, base, mixture, args, judge)
     card["configuration"] |= {**mixture.record(digests), **config.cleaning.record(queries)}

@@ -147,6 +147,7 @@ class Probing(TrainerCallback):
             self.best.saved(self.history.best)
 
     def _measure(self, step: int) -> None:
+        self.trainer.gather()
         if self.probe is None:
             return
         values = self.probe.measure()

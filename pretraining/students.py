@@ -11,10 +11,11 @@ from torch.utils.data import Dataset
 
 from indexes.errors import InputError
 from indexes.manifest import new_folder, seal, write_json
+from pretraining.backbones import FAMILIES
 from pretraining.contrastive import load_sentence_transformer
 from pretraining.distillation import DistillConfig
-from pretraining.layers import LAYERS, layers_of
-from pretraining.loop import ResumableTrainer, back_to_checkpoint, resumable_arguments
+from pretraining.layers import layers_of
+from pretraining.loop import ResumableTrainer, arguments_of, back_to_checkpoint
 from pretraining.model_folder import LOG, package_versions
 from pretraining.working import CARD, KIND
 from retrieval.digests import tokenizer_digest
@@ -159,7 +160,7 @@ class Distillation(nn.Module):
             )
         for name, model in (("student", self.student), ("teacher", self.teacher)):
             config, heads = model[0].auto_model.config, self.settings.relation_heads
-            if config.model_type not in LAYERS or LAYERS[config.model_type].relations is None:
+            if config.model_type not in FAMILIES or FAMILIES[config.model_type].layers.relations is None:
                 raise InputError(
                     f"the {name} is a {config.model_type} model, which relations do not support; leave them out"
                 )
@@ -176,7 +177,7 @@ class Distillation(nn.Module):
     def _listen(self, model: Any, side: str, layer: int | None) -> None:
         """Keep what a layer's maps to queries, keys and values give."""
         backbone = model[0].auto_model
-        names = LAYERS[backbone.config.model_type].relations
+        names = FAMILIES[backbone.config.model_type].layers.relations
         place = layers_of(backbone)[-1 if layer is None else layer]
         for number, name in enumerate(names or ()):
             place.get_submodule(name).register_forward_hook(
@@ -215,27 +216,13 @@ def train(
     student = load_student(student_folder, config.student, read_model_folder(teacher_folder))
     model = Distillation(student, teacher, config)
     agreement = {"before": agreement_of(model, held_out)}
-    with quiet():
-        args = resumable_arguments(
-            partial / _CHECKPOINTS,
-            max_steps=config.steps,
-            batch_size=config.batch_size,
-            learning_rate=config.learning_rate,
-            warmup_steps=config.steps // 10,
-            save_steps=config.save_steps,
-            seed=config.seed,
-            mixed=config.precision == "bfloat16",
-        )
+    args = arguments_of(config, partial / _CHECKPOINTS, save_steps=config.save_steps)
     step, newest = back_to_checkpoint(partial / _CHECKPOINTS, partial / LOG)
     if newest:
         on_note(f"going on from step {step:,} of {config.steps:,}")
     with quiet():
         trainer = ResumableTrainer(model, args, Texts(texts), model.collate, partial / LOG, on_progress)
-        trainer.train(resume_from_checkpoint=str(newest) if newest else None)
-    done = trainer.state.global_step
-    trainer.release()
-    if done != config.steps:
-        raise RuntimeError(f"training ended at step {done} of {config.steps}")
+        trainer.to_the_end(newest)
     agreement["after"] = agreement_of(model, held_out)
     with new_folder(target, overwrite=overwrite) as new:
         with quiet():
@@ -263,8 +250,8 @@ def load_student(folder: Path, name: str, teacher: ModelFolder) -> Any:
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{name} cannot be loaded as a model: {' '.join(str(error).split())[:200]}") from None
     config = transformer.auto_model.config
-    if config.model_type not in LAYERS:
-        raise InputError(f"the student is a {config.model_type} model; distillation supports {', '.join(LAYERS)}")
+    if config.model_type not in FAMILIES:
+        raise InputError(f"the student is a {config.model_type} model; distillation supports {', '.join(FAMILIES)}")
     pooling = Pooling(config.hidden_size, pooling_mode=teacher.pooling)
     modules = [transformer, pooling, *(one for one in dense if not isinstance(one, Normalize))]
     model = SentenceTransformer(

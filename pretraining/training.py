@@ -12,6 +12,7 @@ from pretraining.checkpoints import newest_checkpoint
 from pretraining.configuration import PretrainConfig
 from pretraining.loop import PretrainingTrainer, recompute_layers
 from pretraining.probing import Judge, Probe
+from pretraining.sharding import ShardedTrainer
 from pretraining.stopping import BestWeights, ProbeHistory, Probing
 from pretraining.tokens import Accompanied, Collator, Rows, SpanPairs, TokenWindows
 from pretraining.trackers import Reporting
@@ -79,7 +80,8 @@ def train(
         base.model.backbone.compile(dynamic=True)
     history, best = ProbeHistory(partial / LOG, config.patience), None
     with quiet():
-        trainer = PretrainingTrainer(base.model, args, windows, Collator(base.tokenizer), partial / LOG, on_progress)
+        kind = ShardedTrainer if config.fsdp else PretrainingTrainer
+        trainer = kind(base.model, args, windows, Collator(base.tokenizer), partial / LOG, on_progress)
         trainer.grouped = config.group_by_length
         for one in trackers:
             trainer.add_callback(one)
@@ -95,6 +97,7 @@ def train(
         else:
             trainer.train(resume_from_checkpoint=str(newest) if newest else None)
             done = trainer.state.global_step
+        trainer.gather()
     trainer.release()
     card |= {"steps": done}
     if config.probe_steps and args.should_save:

@@ -71,13 +71,17 @@ class CropContrast(Term):
         one, other = (crop(batch, self.shares, self.deleted, generator) for _ in range(2))
         return one, other
 
+    @torch.no_grad()
+    def advance(self, backbone: Backbone) -> None:
+        """The slow copy follows the encoder by a step."""
+        for mine, theirs in zip(self.slow.parameters(), backbone.module.parameters(), strict=True):
+            mine.lerp_(theirs, 1 - self.momentum)
+
     def forward(self, view: EncoderView, drawn: tuple[Part, Part]) -> Tensor:
-        """The loss, one number; it moves the slow copy and the queue on while training."""
+        """The loss, one number; it moves the queue on while training."""
         asking, asked = drawn
         queries = sentence_vector(view.backbone.run(*asking)[0], asking.attention_mask, view.pooling)
         with torch.no_grad():
-            if self.training:
-                self._follow(view.backbone.module)
             keys = sentence_vector(Backbone(self.slow).run(*asked)[0], asked.attention_mask, view.pooling)
             keys = gathered(keys)
         filled = self.waiting[: min(int(self.count), len(self.waiting))].to(keys.dtype)
@@ -87,11 +91,6 @@ class CropContrast(Term):
         if self.training:
             self._enqueue(keys)
         return functional.cross_entropy(at_least_float32(scores), positives)
-
-    @torch.no_grad()
-    def _follow(self, module: torch.nn.Module) -> None:
-        for mine, theirs in zip(self.slow.parameters(), module.parameters(), strict=True):
-            mine.lerp_(theirs, 1 - self.momentum)
 
     def _enqueue(self, keys: Tensor) -> None:
         keys = keys[-len(self.waiting) :]

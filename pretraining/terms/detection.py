@@ -17,7 +17,7 @@ from pretraining.backbones import Backbone, activation_of
 from pretraining.generator import Generator
 from pretraining.heads import initialise
 from pretraining.masking import IGNORED, Batch, MaskOptions, Masks, Vocabulary, draw_places
-from pretraining.processes import of_all_rows
+from pretraining.processes import of_all_rows, summed
 from pretraining.terms.term import Term, at_least_float32
 from pretraining.view import EncoderView
 
@@ -122,8 +122,8 @@ class ReplacedDetection(Term):
     def _count(self, ids: Tensor, replaced: Tensor, places: Tensor, told: Tensor) -> None:
         pairs = self.cluster[ids[places]] * len(self.passed) + self.cluster[replaced[places]]
         change = torch.where(told[places], -1, 1)
-        counts = self.passed.view(-1).index_add(0, pairs, change)
-        self.passed.copy_(counts.clamp(min=1).view_as(self.passed))
+        changes = summed(torch.zeros_like(self.passed).view(-1).index_add(0, pairs, change))
+        self.passed.copy_((self.passed + changes.view_as(self.passed)).clamp(min=1))
 
 
 class SwappedLM(Term):

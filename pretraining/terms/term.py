@@ -22,6 +22,7 @@ class Term(nn.Module, ABC):
     Attributes:
         uses_head: Whether it uses the shared vocabulary head.
         uses_layers: Whether it uses layers before the last.
+        opens_layers: Whether it calls parts of the encoder's layers by themselves.
         uses_pairs: Whether it needs two spans of one document beside each other: rows 2i and 2i + 1.
         uses_characters: Whether it needs each text once more, with some of its characters masked.
         uses_field: Whether its option `field` names a field of the documents that it needs beside each text.
@@ -36,6 +37,7 @@ class Term(nn.Module, ABC):
 
     uses_head: bool = True
     uses_layers: ClassVar[bool] = False
+    opens_layers: ClassVar[bool] = False
     uses_pairs: ClassVar[bool] = False
     uses_characters: ClassVar[bool] = False
     uses_field: ClassVar[bool] = False
@@ -51,6 +53,9 @@ class Term(nn.Module, ABC):
     def draw(self, batch: Batch, masks: Masks, vocabulary: Vocabulary, generator: torch.Generator) -> Any:
         """Draw what is random about this term, beside the shared view's masks."""
         return None
+
+    def advance(self, backbone: Backbone) -> None:
+        """Move on what follows the encoder, before each pass while training; by default nothing does."""
 
     @abstractmethod
     def forward(self, view: EncoderView, drawn: Any) -> Tensor:

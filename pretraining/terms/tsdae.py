@@ -31,6 +31,7 @@ class Denoising(Term):
         deleted: The chance of a word to be deleted; one stays at least.
     """
 
+    opens_layers: ClassVar[bool] = True
     has_bottleneck: ClassVar[bool] = True
     caution: ClassVar[str] = (
         "it makes encoders worse that were trained with labels already (arXiv 2104.06979): train so after it"

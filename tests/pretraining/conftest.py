@@ -89,3 +89,32 @@ def batch(tokenizer):
     texts = ["river walking stones night", "green paper musics of water houses trains at night", "stone"]
     encoded = tokenizer(texts, padding=True, return_tensors="pt")
     return encoded["input_ids"], encoded["attention_mask"]
+
+
+@pytest.fixture
+def pairs(tokenizer):
+    """Four texts in two pairs."""
+    texts = ["river walking stones", "green paper musics of water", "stone", "houses trains at night river"]
+    encoded = tokenizer(texts, padding=True, return_tensors="pt")
+    return encoded["input_ids"], encoded["attention_mask"]
+
+
+@pytest.fixture
+def beside(tokenizer):
+    """What accompanies the four texts: some characters masked, and a field, which one of them has not."""
+    masked = tokenizer(
+        ["r [MASK] walking", "green [MASK] of water", "stone", "houses [MASK] river"], padding=True, return_tensors="pt"
+    )
+    field = tokenizer(["night water paper", "", "green trains", "s"], padding=True, return_tensors="pt")
+    better = tokenizer(["river walking", "green", "", "houses at night"], padding=True, return_tensors="pt")
+    worse = tokenizer(["stone", "stone train", "", "water"], padding=True, return_tensors="pt")
+    texts = {"masked": masked, "reason": field, "better": better, "worse": worse}
+    every = {name: torch.ones_like(text["input_ids"], dtype=torch.bool) for name, text in texts.items()}
+    given = {
+        name: {"ids": text["input_ids"], "attention_mask": text["attention_mask"], "word_starts": every[name]}
+        for name, text in texts.items()
+    }
+    marked = every["reason"].clone()
+    marked[0, 2] = False
+    given["reason"]["marked"] = marked
+    return given

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+from families import KINDS, config_of
 from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedTokenizerFast
+from transformers import AutoModelForMaskedLM, PreTrainedTokenizerFast
 
 from indexes.errors import InputError
 from pretraining import pretrain
-from pretraining.backbones import FAMILIES, Backbone
+from pretraining.backbones import Backbone
 from pretraining.base import load_base, load_language_head
 from pretraining.drophead import attention_outputs, dropped_heads
 from pretraining.heads import VocabularyHead
@@ -18,21 +19,6 @@ from pretraining.objective import Objective
 from pretraining.tokens import continuations, word_starts
 
 CPU = torch.device("cpu")
-SIZES = {
-    "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
-    "max_position_embeddings": 40, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1,
-    "sep_token_id": 2, "type_vocab_size": 2, "relative_attention": True, "position_biased_input": False,
-    "pos_att_type": ["p2c", "c2p"], "dim": 16, "n_heads": 2, "n_layers": 2, "hidden_dim": 32,
-}  # fmt: skip
-KINDS = {**{kind: {} for kind in FAMILIES}, "deberta-v2 of another head": {"legacy": False}}
-
-
-def config_of(kind, tokenizer, **changes):
-    family = kind.split(" ")[0]
-    known = AutoConfig.for_model(family)
-    sizes = {name: value for name, value in SIZES.items() if hasattr(known, name)}
-    changes = {**KINDS[kind], **changes, "vocab_size": len(tokenizer)}
-    return AutoConfig.for_model(family, **{**sizes, **changes})
 
 
 @pytest.fixture(params=KINDS)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.torch import load_file
+from kills import Killed, assert_same_weights, kill_at
 from typer.testing import CliRunner
 
 from indexes.arrays import map_array
@@ -139,28 +139,6 @@ def test_a_corpus_without_text_beside_others_is_named(tokenizer, texts, tmp_path
         SpanPairs(tmp_path / "tokens", 0, (1.0, 2.0))
 
 
-def weights(folder):
-    return {
-        name: value for file in ("", "heads/") for name, value in load_file(folder / f"{file}model.safetensors").items()
-    }
-
-
-def same_weights(one, other):
-    return all(value.equal(weights(other)[name]) for name, value in weights(one).items())
-
-
-class Killed(Exception):
-    pass
-
-
-def kill_at(step):
-    def on_progress(done, total):
-        if done == step:
-            raise Killed
-
-    return on_progress
-
-
 @pytest.mark.parametrize("objective", [pytest.param("retromae", marks=pytest.mark.slow), "cocondenser"])
 def test_a_killed_run_over_a_mixture_goes_on_with_the_same_bits(objective, corpora, queries, base, tmp_path):
     one, other = corpora
@@ -171,13 +149,14 @@ def test_a_killed_run_over_a_mixture_goes_on_with_the_same_bits(objective, corpo
         pretrain(data, tmp_path / "model", on_progress=kill_at(5), **options)
     again = pretrain(data, tmp_path / "model", on_note=notes.append, **options)
     assert again.resumed_from == 4
-    assert same_weights(tmp_path / "whole", tmp_path / "model")
+    assert_same_weights(tmp_path / "whole", tmp_path / "model")
     assert again.card["sources"] == result.card["sources"]
     assert f"{one}: 2 of 16 documents left out: 1 that give test queries away, 1 duplicates" in notes
     assert f"{other}: 1 of 9 documents left out: 1 near duplicates" in notes
     assert pretrain(data, tmp_path / "model", **options).already_complete
     pretrain(data | {other: 1.0}, tmp_path / "lighter", **options)
-    assert not same_weights(tmp_path / "whole", tmp_path / "lighter")
+    with pytest.raises(AssertionError):
+        assert_same_weights(tmp_path / "whole", tmp_path / "lighter")
 
 
 def test_the_card_says_what_was_learned_from(corpora, queries, base, tmp_path):

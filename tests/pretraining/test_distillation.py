@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from fixtures import make_model, random_texts
-from safetensors.torch import load_file
+from kills import Killed, assert_same_weights, kill_at
 from sentence_transformers import SentenceTransformer
 from typer.testing import CliRunner
 
@@ -139,27 +139,18 @@ def test_the_result_is_used_like_the_teacher(teacher, student, corpus, tmp_path)
 
 
 def test_a_killed_run_ends_like_one_left_alone(teacher, student, corpus, tmp_path):
-    class Killed(Exception):
-        pass
-
-    def kill_at_three(done, total):
-        if done == 3:
-            raise Killed
-
     losses = {"vectors": 1.0, "similarities": 0.5, "relations": 0.1}
     options = {"teacher": teacher, "student": student, "losses": losses, **OPTIONS}
     alone = distill(corpus, tmp_path / "alone", **options)
     with pytest.raises(Killed):
-        distill(corpus, tmp_path / "killed", on_progress=kill_at_three, **options)
+        distill(corpus, tmp_path / "killed", on_progress=kill_at(3), **options)
     with pytest.raises(InputError, match=r"belongs to another run \(learning_rate: 0.002 ≠ 0.001\)"):
         distill(corpus, tmp_path / "killed", **{**options, "learning_rate": 2e-3})
     notes = []
     resumed = distill(corpus, tmp_path / "killed", on_note=notes.append, **options)
     assert "going on from step 2 of 6" in notes
     assert resumed.card["agreement"] == alone.card["agreement"]
-    one, other = (load_file(tmp_path / folder / "model.safetensors") for folder in ("alone", "killed"))
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert_same_weights(tmp_path / "alone", tmp_path / "killed")
     assert (tmp_path / "alone" / "log.jsonl").read_text() == (tmp_path / "killed" / "log.jsonl").read_text()
 
 

@@ -5,9 +5,10 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from indexes.errors import InputError
+from pretraining.backbones import FAMILIES
 from pretraining.growth import split_columns, widen, widen_head
 from pretraining.heads import VocabularyHead
-from pretraining.layers import LAYERS, deepen, keep_layers, layers_of, spread
+from pretraining.layers import deepen, keep_layers, layers_of, spread
 from pretraining.masking import seeded
 
 CPU = torch.device("cpu")
@@ -20,7 +21,7 @@ SIZES = {
 }  # fmt: skip
 IDS = torch.tensor([[0, 7, 8, 9, 10, 2], [0, 30, 31, 2, 1, 1]])
 MASK = (IDS != 1).long()
-NARROW = [kind for kind, parts in LAYERS.items() if parts.attention_norm]
+NARROW = [kind for kind, family in FAMILIES.items() if family.layers.attention_norm]
 
 
 def backbone_of(kind, *, deviation=0.3, **changes):
@@ -43,7 +44,7 @@ def hidden(model):
         return model(input_ids=IDS, attention_mask=MASK).last_hidden_state[MASK.bool()]
 
 
-@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("kind", FAMILIES)
 @pytest.mark.parametrize("total", [4, 8])
 def test_new_layers_change_nothing(kind, total):
     small = backbone_of(kind)
@@ -57,7 +58,7 @@ def test_new_layers_change_nothing(kind, total):
     if total == 4:
         # The new layer does learn: what it gives depends on weights that have a gradient.
         large(input_ids=IDS, attention_mask=MASK).last_hidden_state.square().sum().backward()
-        parts = LAYERS[kind]
+        parts = FAMILIES[kind].layers
         for name in (parts.attention_output, parts.output):
             weight = layers_of(large)[-1].get_submodule(name).weight
             assert weight.eq(0).all()
@@ -100,7 +101,7 @@ def test_kept_layers_are_spread(count, total, expected):
     assert spread(count, total) == expected
 
 
-@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("kind", FAMILIES)
 def test_a_model_of_the_first_layers_computes_what_they_did(kind):
     small = backbone_of(kind)
     student = keep_layers(small, (0, 1))
@@ -122,7 +123,7 @@ def test_a_wider_model_gives_the_same_numbers_again(kind, factor, inner):
     torch.testing.assert_close(hidden(large), hidden(small).repeat(1, factor), rtol=1e-9, atol=1e-9)
     assert large.config.hidden_size == 16 * factor
     assert large.config.num_attention_heads == 2 * factor
-    width = layers_of(large)[0].get_submodule(LAYERS[kind].inner).out_features
+    width = layers_of(large)[0].get_submodule(FAMILIES[kind].layers.inner).out_features
     assert width == (inner or 24 * factor)
     single = widen(small.float(), factor, inner=inner, seed=5)
     one, other = hidden(single), hidden(small.float()).repeat(1, factor)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from kills import Killed, assert_same_weights, kill_at
 from safetensors.torch import load_file, save_file
 
 from indexes.errors import InputError
@@ -27,28 +28,6 @@ from pretraining.tokens import Collator, SpanPairs
 from retrieval.documents import read_documents
 
 OPTIONS = dict(max_steps=7, batch_size=4, max_length=16, save_steps=2, learning_rate=1e-3, warmup_steps=1)
-
-
-def weights(folder):
-    return {name: load_file(folder / name) for name in ("model.safetensors", "heads/model.safetensors")}
-
-
-def assert_same_weights(one, other):
-    for name, tensors in weights(one).items():
-        for key, value in weights(other)[name].items():
-            assert torch.equal(value, tensors[key]), (name, key)
-
-
-class Killed(Exception):
-    pass
-
-
-def kill_at(step):
-    def on_progress(done, total):
-        if done == step:
-            raise Killed
-
-    return on_progress
 
 
 @pytest.fixture(scope="module")

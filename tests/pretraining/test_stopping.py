@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from kills import Killed, assert_same_weights, kill_at
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 from transformers.integrations import integration_utils
@@ -47,34 +48,12 @@ def corpus(tmp_path_factory):
     return path
 
 
-def weights(folder):
-    return {name: load_file(folder / name) for name in ("model.safetensors", "heads/model.safetensors")}
-
-
-def assert_same_weights(one, other):
-    for name, tensors in weights(one).items():
-        for key, value in weights(other)[name].items():
-            assert torch.equal(value, tensors[key]), (name, key)
-
-
 def log_of(folder):
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 def card_of(folder):
     return json.loads((folder / "retrokit.json").read_text())
-
-
-class Killed(Exception):
-    pass
-
-
-def kill_at(step):
-    def on_progress(done, total):
-        if done == step:
-            raise Killed
-
-    return on_progress
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,6 @@
 
 import copy
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,35 +17,6 @@ from pretraining.terms.simcse import nt_xent
 from pretraining.terms.spans import span_contrast
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def pairs(tokenizer):
-    """Four texts in two pairs."""
-    texts = ["river walking stones", "green paper musics of water", "stone", "houses trains at night river"]
-    encoded = tokenizer(texts, padding=True, return_tensors="pt")
-    return encoded["input_ids"], encoded["attention_mask"]
-
-
-@pytest.fixture
-def beside(tokenizer):
-    """What accompanies the four texts: some characters masked, and a field, which one of them has not."""
-    masked = tokenizer(
-        ["r [MASK] walking", "green [MASK] of water", "stone", "houses [MASK] river"], padding=True, return_tensors="pt"
-    )
-    field = tokenizer(["night water paper", "", "green trains", "s"], padding=True, return_tensors="pt")
-    better = tokenizer(["river walking", "green", "", "houses at night"], padding=True, return_tensors="pt")
-    worse = tokenizer(["stone", "stone train", "", "water"], padding=True, return_tensors="pt")
-    texts = {"masked": masked, "reason": field, "better": better, "worse": worse}
-    every = {name: torch.ones_like(text["input_ids"], dtype=torch.bool) for name, text in texts.items()}
-    given = {
-        name: {"ids": text["input_ids"], "attention_mask": text["attention_mask"], "word_starts": every[name]}
-        for name, text in texts.items()
-    }
-    marked = every["reason"].clone()
-    marked[0, 2] = False
-    given["reason"]["marked"] = marked
-    return given
 
 
 def encode(model, ids, mask, *, layers=False):
@@ -566,82 +533,3 @@ def test_a_shared_backbone_is_trained_and_keeps_its_identity(make_model, tokeniz
     assert backbone.embeddings.word_embeddings.weight.grad.norm() > 0
     addresses = [value.data_ptr() for value in model.state_dict().values()]
     assert len(addresses) == len(set(addresses))  # nothing is stored twice
-
-
-TWO_PROCESSES = """
-import os, sys
-from datetime import timedelta
-import torch
-import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
-from transformers import BertConfig, BertModel
-
-sys.path.insert(0, os.environ["ROOT"])
-from pretraining.masking import Batch, Masks
-from pretraining.model import Drawn, PretrainingModel
-from pretraining.terms.retromae import DecoderRows
-
-torch.set_num_threads(1)
-folder, rank, world = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-given = torch.load(folder + "/given.pt", weights_only=False)
-config = BertConfig(**given["config"])
-model = PretrainingModel(BertModel(config, add_pooling_layer=False), given["tokenizer"], given["objective"])
-model.load_state_dict(given["state"])
-model.double().eval()
-drawn = given["drawn"]
-if world > 1:
-    store = dist.FileStore(folder + "/store", world)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=60))
-    half = slice(2 * rank, 2 * rank + 2)
-
-    def cut(one):
-        if one is None or isinstance(one, torch.Tensor):
-            return None if one is None else one[half]
-        if isinstance(one, dict):
-            return {name: cut(value) for name, value in one.items()}
-        if isinstance(one, tuple) and not hasattr(one, "_fields"):
-            return tuple(map(cut, one))
-        values = one if isinstance(one, tuple) else vars(one).values()
-        return type(one)(*map(cut, values))
-
-    drawn = Drawn(cut(drawn.batch), cut(drawn.masks), cut(drawn.terms))
-trained = DistributedDataParallel(model) if world > 1 else model
-losses = trained(drawn)
-losses["total"].backward()
-result = {"gradients": {name: value.grad for name, value in model.named_parameters()}}
-torch.save({**result, "span_contrast": losses["span_contrast"].item()}, f"{folder}/{world}-{rank}.pt")
-if world > 1:
-    dist.destroy_process_group()
-"""
-
-
-def test_two_processes_compute_what_one_does(make_model, tokenizer, pairs, beside, base, tmp_path):
-    """Their texts differ in length and in how much of them is masked."""
-    objective = dict.fromkeys(TERMS, 1.0) | {
-        "crop_contrast": {"momentum": 0.5},
-        "replaced_lm": {"generator": str(base), "layers": 1},
-        "field_decoder": {"field": "reason"},
-    }
-    model = make_model(objective).eval()
-    drawn = model.sample(*pairs, generator=seeded(CPU, 1), others=beside)
-    counts = (drawn.masks.labels != IGNORED).sum(1)
-    assert counts[:2].sum() != counts[2:].sum()
-    given = {"config": model.backbone.config.to_dict(), "tokenizer": tokenizer, "objective": objective}
-    torch.save({**given, "state": model.state_dict(), "drawn": drawn}, tmp_path / "given.pt")
-    environment = {**os.environ, "ROOT": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", TWO_PROCESSES, str(tmp_path), str(rank), str(world)],
-            env=environment,
-            stderr=subprocess.PIPE,
-        )
-        for rank, world in ((0, 1), (0, 2), (1, 2))
-    ]
-    for process in running:
-        _, said = process.communicate(timeout=100)
-        assert process.returncode == 0, said.decode()[-2000:]
-    alone, *both = (torch.load(tmp_path / name, weights_only=False) for name in ("1-0.pt", "2-0.pt", "2-1.pt"))
-    for one in both:
-        assert one["span_contrast"] == pytest.approx(alone["span_contrast"], rel=1e-5)
-        for name, value in alone["gradients"].items():
-            torch.testing.assert_close(one["gradients"][name], value, rtol=1e-6, atol=1e-7, msg=name)
