@@ -9,20 +9,35 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from evaluation.comparison import Comparison, compare
+    from evaluation.comparison_report import write_comparison
+    from evaluation.inspection import look_closer
     from evaluation.known_items import KnownItems, split_known_items, write_known_items
+    from evaluation.lineup import measure_systems
     from evaluation.measures import DEFAULT_MEASURES, means, score_run
     from evaluation.page import as_html
     from evaluation.probe import DatasetProbe
     from evaluation.qrels import Qrels
     from evaluation.report import as_json, as_markdown, write_report
     from evaluation.runs import Ranking, Run, make_ranking, read_run, write_run
+    from evaluation.significance import (
+        Paired,
+        bootstrap_interval,
+        holm,
+        paired,
+        paired_t_test,
+        randomisation_test,
+        suite_interval,
+    )
     from evaluation.systems import Report, Searcher, SystemResult, evaluate, evaluate_run, merge
     from evaluation.testsets import Profile, TestSet, load_dataset, write_collection
 
 _HOMES = {
+    "Comparison": "comparison",
     "DEFAULT_MEASURES": "measures",
     "DatasetProbe": "probe",
     "KnownItems": "known_items",
+    "Paired": "significance",
     "Profile": "testsets",
     "Qrels": "qrels",
     "Ranking": "runs",
@@ -34,16 +49,26 @@ _HOMES = {
     "as_html": "page",
     "as_json": "report",
     "as_markdown": "report",
+    "bootstrap_interval": "significance",
+    "compare": "comparison",
     "evaluate": "systems",
     "evaluate_run": "systems",
+    "holm": "significance",
     "load_dataset": "testsets",
+    "look_closer": "inspection",
     "make_ranking": "runs",
     "means": "measures",
+    "measure_systems": "lineup",
     "merge": "systems",
+    "paired": "significance",
+    "paired_t_test": "significance",
+    "randomisation_test": "significance",
     "read_run": "runs",
     "score_run": "measures",
     "split_known_items": "known_items",
+    "suite_interval": "significance",
     "write_collection": "testsets",
+    "write_comparison": "comparison_report",
     "write_known_items": "known_items",
     "write_report": "report",
     "write_run": "runs",
@@ -51,8 +76,10 @@ _HOMES = {
 
 __all__ = [
     "DEFAULT_MEASURES",
+    "Comparison",
     "DatasetProbe",
     "KnownItems",
+    "Paired",
     "Profile",
     "Qrels",
     "Ranking",
@@ -64,16 +91,26 @@ __all__ = [
     "as_html",
     "as_json",
     "as_markdown",
+    "bootstrap_interval",
+    "compare",
     "evaluate",
     "evaluate_run",
+    "holm",
     "load_dataset",
+    "look_closer",
     "make_ranking",
     "means",
+    "measure_systems",
     "merge",
+    "paired",
+    "paired_t_test",
+    "randomisation_test",
     "read_run",
     "score_run",
     "split_known_items",
+    "suite_interval",
     "write_collection",
+    "write_comparison",
     "write_known_items",
     "write_report",
     "write_run",

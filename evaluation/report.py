@@ -58,19 +58,19 @@ def as_markdown(report: Report) -> str:
         cells = [
             f"**{value:.4f}**" if value == best.get(name) else f"{value:.4f}" for name, value in result.metrics.items()
         ]
-        rows.append("| " + " | ".join([_plain(system), *cells]) + " |")
+        rows.append("| " + " | ".join([plain(system), *cells]) + " |")
     lines = [
-        f"# {_plain(report.dataset)} ({_plain(report.split)})",
+        f"# {plain(report.dataset)} ({plain(report.split)})",
         "",
-        f"{_plain(headline(report))}.",
+        f"{plain(headline(report))}.",
         "",
         "| system | " + " | ".join(report.measures) + " |",
         "|---|" + "---:|" * len(report.measures),
         *rows,
         "",
-        *_section("Notices", report.notices),
-        *_section("Conventions", [f"{name}: {text}" for name, text in conventions(report).items()]),
-        *_section("Made by", [f"{name}: {text}" for name, text in report.made_by.items()]),
+        *section("Notices", report.notices),
+        *section("Conventions", [f"{name}: {text}" for name, text in conventions(report).items()]),
+        *section("Made by", [f"{name}: {text}" for name, text in report.made_by.items()]),
         f"Dataset fingerprint: `{report.fingerprint}`",
         "",
     ]
@@ -89,11 +89,12 @@ def as_table(report: Report) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _section(title: str, lines: tuple[str, ...] | list[str]) -> list[str]:
-    return [f"## {title}", "", *(f"- {_plain(line)}" for line in lines), ""] if lines else []
+def section(title: str, lines: tuple[str, ...] | list[str]) -> list[str]:
+    """The lines of a Markdown section with a list of texts; none if there are none."""
+    return [f"## {title}", "", *(f"- {plain(line)}" for line in lines), ""] if lines else []
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text on one line that Markdown shows as it is."""
     return re.sub(r"([\\`*_{}\[\]<>|#~])", r"\\\1", " ".join(text.split()))
 

@@ -37,6 +37,7 @@ COMMANDS = {
     "distill": "pretraining.shape_commands:distill",
     "evaluate": "evaluation.commands:evaluate",
     "collection": "evaluation.commands:collection",
+    "compare": "evaluation.compare_commands:compare_systems",
 }
 """Each package owns its commands; their modules load neither torch nor transformers until a command runs.
 
