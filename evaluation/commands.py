@@ -59,7 +59,7 @@ def evaluate(
     if run and k is not None:
         raise InputError("-k says how many hits to search for, but a run file was searched already; leave it out")
     k = 1000 if k is None else k
-    measures = [one.name for one in parse_measures(measure or default_measures(k))]
+    measures = [one.name for one in parse_measures(measure or _default_measures(k))]
     modes = _wanted_modes(encoder, index, run, hybrid=hybrid, modes=mode)
     if cache is not None and encoder is None:
         raise InputError("--cache is where --encoder keeps its vectors; leave it out without --encoder")
@@ -116,7 +116,7 @@ def collection(
     note(f"next: retrokit evaluate --encoder MODEL --dataset {output}")
 
 
-def default_measures(k: int) -> list[str]:
+def _default_measures(k: int) -> list[str]:
     """The usual measures, without those that read deeper than k hits."""
     kept = [name for name in DEFAULT_MEASURES if int(name.partition("@")[2] or 0) <= k]
     if len(kept) < len(DEFAULT_MEASURES):

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from evaluation.commands import default_measures
 from evaluation.comparison import CORRECTIONS, Comparison, compare
 from evaluation.comparison_report import as_json, refuse_output, write_comparison
 from evaluation.comparison_text import MARKS, headline, p_text, verdicts, weakest
 from evaluation.measures import DEFAULT_MEASURES, parse_measures
 from evaluation.systems import MODES
 from evaluation.testsets import TestSet, load_dataset
+from evaluation.versions import versions
 from indexes.errors import InputError
 from indexes.manifest import write_json
 from retrieval.console import note, out, progress, table
@@ -74,7 +74,7 @@ def compare_systems(
     from evaluation.inspection import look_closer
     from evaluation.lineup import measure_systems
 
-    measures = [one.name for one in parse_measures(measure or default_measures(k))]
+    measures = [one.name for one in parse_measures(measure or _default_measures(k))]
     _check(correction, mode or [])
     if output is not None:
         refuse_output(output, overwrite=overwrite)  # before the work, not after it
@@ -88,7 +88,8 @@ def compare_systems(
         over_sets=over_sets,
         samples=samples,
         seed=seed,
-    ).with_more(published=measured.published)
+    )
+    comparison = comparison.with_more(published=measured.published, made_by=comparison.made_by | versions("scipy"))
     comparison = look_closer(comparison, testsets, cases=cases, trained_on=trained_on or [], progress=progress)
     if cost:
         comparison = _with_costs(comparison, measured.opened, dataset, testsets, cache)
@@ -110,9 +111,17 @@ def _check(correction: str, modes: list[str]) -> None:
         raise InputError(f"unknown mode {unknown!r}; known are {', '.join(MODES)}")
 
 
+def _default_measures(k: int) -> list[str]:
+    """The usual measures, without those that read deeper than k hits."""
+    kept = [one.name for one in parse_measures(DEFAULT_MEASURES) if "@" not in one.name or one.k <= k]
+    if len(kept) < len(DEFAULT_MEASURES):
+        note(f"notice: measures that read more than {k} hits are left out; measured are {', '.join(kept)}")
+    return kept
+
+
 def _with_costs(
     comparison: Comparison,
-    opened: Mapping[str, tuple[System, str]],
+    opened: Mapping[str, tuple["System", str]],
     specs: Sequence[str],
     testsets: Sequence[TestSet],
     cache: Path | None,

@@ -252,7 +252,7 @@ def _published(comparison: Comparison) -> str:
         return ""
     rows = [
         f'<tr><th scope="row">{escape(one.system)}</th><td>{escape(one.dataset)}</td><td>{escape(one.measure)}</td>'
-        f"<td>{one.value:.4f}</td><td>{escape(one.source)}</td><td>{escape(one.convention)}</td></tr>"
+        f"<td>{one.value:g}</td><td>{escape(one.source)}</td><td>{escape(one.convention)}</td></tr>"
         for one in comparison.published
     ]
     table = _table(_head(["system", "set", "measure", "value", "source", "convention"]), rows, "Published figures")

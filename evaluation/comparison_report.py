@@ -175,7 +175,7 @@ def as_markdown(comparison: Comparison) -> str:
         lines += section(
             "Published figures, not tested",
             [
-                f"{one.system}, {one.dataset}: {one.measure} {one.value:.4f} ({one.source}; {one.convention})"
+                f"{one.system}, {one.dataset}: {one.measure} {one.value:g} ({one.source}; {one.convention})"
                 for one in comparison.published
             ],
         )

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -176,7 +176,7 @@ def _published(system: System, testsets: Sequence[TestSet]) -> list[Published]:
         every = list(anchors_for(testset.fingerprint) or anchors_for(testset.name))
         known.update(one.system for one in every)
         found += [
-            Published(system.name or one.system, testset.name, one.measure, one.value, one.source, one.convention)
+            Published(system.name or one.system, testset.name, one.measure, one.value, one.source, _convention(one))
             for one in every
             if one.system.lower() == wanted.lower()
         ]
@@ -184,3 +184,10 @@ def _published(system: System, testsets: Sequence[TestSet]) -> list[Published]:
         there = f"there are {', '.join(sorted(known))}" if known else "there is none for these datasets"
         raise InputError(f"no published figure of {wanted!r} for {', '.join(one.name for one in testsets)}; {there}")
     return found
+
+
+def _convention(anchor: Any) -> str:
+    """How a published figure was made, and in what it differs, as far as is known, from how it is done here."""
+    differs, unknown = (", ".join(getattr(anchor, name, ())) for name in ("differs", "unknown"))
+    parts = (anchor.convention, differs and f"differs in {differs}", unknown and f"not known: {unknown}")
+    return "; ".join(part for part in parts if part)

@@ -1,5 +1,6 @@
 """Opening a system by its spec: an encoder, `bm25`, `hybrid:MODEL`, an index folder."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,7 +65,7 @@ def _bm25(testset: TestSet, cache: Path | None) -> Opened:
             self.index = Index.open(folder / "index")
             self._analyzer = Analyzer("english")
 
-        def search_many(self, texts: list[str], k: int, *, mode: str) -> list[list[Hit]]:
+        def search_many(self, texts: Sequence[str], k: int, *, mode: str) -> list[list[Hit]]:
             reader = self.index.reader
             assert reader.lexical is not None  # noqa: S101
             hits = reader.lexical.search([self._analyzer.terms(text) for text in texts], min(k, len(reader)))

@@ -117,7 +117,9 @@ def slices_of(comparison: Comparison, dataset: str, texts: Mapping[str, str], *,
 
 def _label(values: Mapping[str, float], queries: list[str], written: Callable[[float], str], unit: str) -> str:
     low, high = (written(end(values[query] for query in queries)) for end in (min, max))
-    return f"{low} {unit}" if low == high else f"{low} to {high} {unit}"
+    if low == high:
+        return f"{low} {unit.removesuffix('s') if low == '1' else unit}"
+    return f"{low} to {high} {unit}"
 
 
 def _slice(comparison: Comparison, dataset: str, feature: str, label: str, queries: list[str]) -> Slice:

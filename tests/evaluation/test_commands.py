@@ -140,7 +140,8 @@ def test_every_public_name_is_there_and_a_function_is_never_hidden_by_a_module()
 
 def test_importing_everything_loads_no_torch():
     modules = (
-        "commands, known_items, measures, page, presentation, qrels, report, runs, significance, systems, testsets"
+        "commands, known_items, measures, page, presentation, qrels, report, runs, significance, systems, testsets, "
+        "compare_commands, comparison, comparison_report, costs, inspection, leakage, lineup"
     )
     heavy = {"torch", "transformers", "faiss"}
     code = f"import sys; from evaluation import {modules}; assert not {heavy} & set(sys.modules)"
