@@ -157,9 +157,8 @@ def _show(comparison: Comparison) -> None:
         rows.append(cells)
     out.print(table([comparison.measure, *comparison.systems], rows))
     out.print(f"{headline(comparison)}.", markup=False)
-    if len(comparison.others) > 1:
-        for sentence in verdicts(comparison):
-            out.print(f"  {sentence}", markup=False)
+    for sentence in verdicts(comparison):
+        out.print(sentence, markup=False)
     if sentence := weakest(comparison):
         out.print(sentence, markup=False)
     for notice in comparison.notices:

@@ -11,6 +11,7 @@ STYLE = """
 :root { --bad: #b3402a; --loss: #d9826f; --gain: #6fae7e; }
 @media (prefers-color-scheme: dark) { :root { --bad: #f08a72; --loss: #a85845; --gain: #3f8a55; } }
 svg .gain { fill: var(--gain); } svg .loss { fill: var(--loss); } svg .zero { stroke: var(--soft); }
+svg .over { paint-order: stroke; stroke: var(--page); stroke-width: 4px; stroke-linejoin: round; }
 svg .dot { fill: var(--main); } svg .unclear { fill: var(--soft); }
 svg .better { fill: var(--good); } svg .worse { fill: var(--bad); }
 svg .front { fill: none; stroke: var(--bar); stroke-width: 1.5; stroke-dasharray: 4 3; }
@@ -71,7 +72,7 @@ def intervals_chart(name: str, lines: Sequence[Interval]) -> str:
         middle = top + 26
         ends = "".join(f"M{across(end):.1f} {middle - 4}v8" for end in (one.low, one.high))
         parts.append(
-            f'<text x="{left}" y="{top + 14}">{escape(_cut(one.label, 50))}</text>'
+            f'<text class="over" x="{left}" y="{top + 14}">{escape(_cut(one.label, 50))}</text>'
             f'<path class="whisker" fill="none" d="M{across(one.low):.1f} {middle}H{across(one.high):.1f}{ends}"/>'
             f'<circle class="{one.verdict}" cx="{across(one.difference):.1f}" cy="{middle}" r="4.5">'
             f"<title>{escape(one.label)}: {one.difference:+.4f}</title></circle>"
@@ -157,7 +158,8 @@ def pareto_chart(name: str, axis: str, points: Sequence[Point]) -> str:
         parts.append(
             f'<circle class="{"dot" if one in best else "unclear"}" cx="{x:.1f}" cy="{y:.1f}" r="5">'
             f"<title>{escape(one.name)}: {one.value:.4f} at {one.cost:.3g}</title></circle>"
-            f'<text {place} y="{y + (16 if inwards and one in best else -8):.1f}">{escape(_cut(one.name, 26))}</text>'
+            f'<text class="over" {place} y="{y + (16 if inwards and one in best else -8):.1f}">'
+            f"{escape(_cut(one.name, 26))}</text>"
         )
     return _svg(_WIDTH, bottom + 40, name, parts)
 

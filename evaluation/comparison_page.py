@@ -9,20 +9,24 @@ from evaluation.comparison import HOLE, Comparison, Mean, Tested
 from evaluation.comparison_charts import Interval, Point, differences_chart, intervals_chart, pareto_chart
 from evaluation.comparison_text import (
     MARKS,
+    SEEN,
     conventions,
     headline,
     legend,
     p_text,
-    power,
     verdicts,
     weakest,
 )
 from evaluation.costs import BATCH, Cost
+from evaluation.power import queries_needed
 from evaluation.significance import Paired
 from retrieval.web_page import definitions, web_page
 
 _CLASSES = {"better": "up", "worse": "down", "unclear": "soft-mark"}
-_STYLE = "td .mark { font-weight: 700; } .soft-mark { color: var(--soft); }\n"
+_STYLE = """
+td { vertical-align: top; } td, th .soft { white-space: nowrap; } .side td, .text { white-space: normal; }
+td .mark { font-weight: 700; } .soft-mark { color: var(--soft); }
+"""
 _LEAKS_SHOWN = 5
 
 
@@ -33,7 +37,7 @@ def as_html(comparison: Comparison) -> str:
     parts = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="lead">{escape(headline(comparison))}.</p>',
-        _list("", verdicts(comparison)) if len(comparison.others) > 1 else "",
+        _list("", verdicts(comparison)),
         _means(comparison),
         _intervals(comparison),
         _tests(comparison),
@@ -127,6 +131,7 @@ def _tests(comparison: Comparison) -> str:
         "p, t-test",
         "better / same / worse",
         "would be found",
+        f"queries for {SEEN:g}",
     )
     rows = [_test_row(one) for one in sorted(comparison.tests, key=lambda one: _order(comparison, one))]
     sentence = weakest(comparison)
@@ -134,20 +139,22 @@ def _tests(comparison: Comparison) -> str:
         f"<h2>How sure</h2>\n<p>{escape(sentence)}</p>"
         f'<details><summary>All tests</summary><div class="inside">{_table(_head(names), rows, "All tests")}'
         '<p class="soft">p: paired randomisation; the t-test is a second opinion. “Would be found”: the least mean '
-        f"difference that so many queries show with a chance of 80%.</p>{_list('', power(comparison))}</div></details>"
+        "difference that so many queries show with a chance of 80%; then: how many queries it would take to find one "
+        f"of {SEEN:g}.</p></div></details>"
     )
 
 
 def _test_row(one: Tested) -> str:
     result = one.result
-    counted, p_t, found = "", "", ""
+    counted, p_t, found, needed = "", "", "", ""
     if isinstance(result, Paired):
         counted, p_t = f"{result.wins:,} / {result.ties:,} / {result.losses:,}", p_text(result.p_t)
-        found = "" if result.detectable is None else f"{result.detectable:.3f}"
+        if result.detectable is not None:
+            found, needed = f"{result.detectable:.3f}", f"{queries_needed(result.deviation, SEEN):,}"
     cells = (
         f"{result.difference:+.4f} {_mark(one)}",
         f"{result.low:+.3f} to {result.high:+.3f}",
-        *map(escape, (p_text(one.adjusted), p_text(result.p_randomisation), p_t, counted, found)),
+        *map(escape, (p_text(one.adjusted), p_text(result.p_randomisation), p_t, counted, found, needed)),
     )
     return (
         f'<tr><th scope="row">{escape(one.dataset or "mean over sets")}</th><td>{escape(one.system)}</td>'
@@ -252,7 +259,8 @@ def _published(comparison: Comparison) -> str:
         return ""
     rows = [
         f'<tr><th scope="row">{escape(one.system)}</th><td>{escape(one.dataset)}</td><td>{escape(one.measure)}</td>'
-        f"<td>{one.value:g}</td><td>{escape(one.source)}</td><td>{escape(one.convention)}</td></tr>"
+        f'<td>{one.value:g}</td><td class="text">{escape(one.source)}</td>'
+        f'<td class="text">{escape(one.convention)}</td></tr>'
         for one in comparison.published
     ]
     table = _table(_head(["system", "set", "measure", "value", "source", "convention"]), rows, "Published figures")

@@ -5,7 +5,8 @@ from evaluation.power import POWER, queries_needed
 from evaluation.presentation import conventions as report_conventions
 from evaluation.significance import Paired
 
-_SEEN = 0.01
+SEEN = 0.01
+"""The difference for which it is said how many queries would be needed."""
 _CORRECTED = {"holm": "Holm's correction", "bh": "Benjamini and Hochberg's correction"}
 MARKS = {"better": "▲", "worse": "▼", "unclear": "≈"}
 _SURE_ENOUGH = 0.01
@@ -14,7 +15,7 @@ _SURE_ENOUGH = 0.01
 def headline(comparison: Comparison) -> str:
     """The main result in one sentence, without its full stop: which system is best, beside what, how sure."""
     place = _place(comparison)
-    best = max(comparison.systems, key=lambda system: comparison.suite[system].value)
+    best = _best(comparison)
     mean = comparison.suite[best]
     reached = f"{comparison.measure} {mean.value:.4f} {place}"
     if not comparison.others:
@@ -38,13 +39,16 @@ def main_test(comparison: Comparison, system: str) -> Tested:
 
 
 def verdicts(comparison: Comparison) -> list[str]:
-    """A sentence for each system but the baseline."""
+    """A sentence for each system but the baseline and the one that the headline is about."""
     found = []
+    on_average = " on average" if len(comparison.reports) > 1 else ""
     for system in comparison.others:
+        if system == _best(comparison):
+            continue
         one = main_test(comparison, system)
         said = {"better": "is better than", "worse": "is worse than", "unclear": "cannot be told from"}[one.verdict]
         found.append(
-            f"{system} {said} {comparison.baseline} {_place(comparison)}: {one.result.difference:+.4f} "
+            f"{system} {said} {comparison.baseline}{on_average}: {one.result.difference:+.4f} "
             f"({_sure(comparison, one)}){_counted(comparison, system)}."
         )
     return found
@@ -63,11 +67,11 @@ def power_of(result: Paired) -> str:
     """What so many queries could show of two systems that differ so, with a full stop."""
     if result.detectable is None:
         return "the queries' differences have no spread, so that nothing can be said of what could be found."
-    needed = queries_needed(result.deviation, _SEEN)
+    needed = queries_needed(result.deviation, SEEN)
     return (
         f"the differences of {result.queries:,} queries have a standard deviation of {result.deviation:.3f}; a mean "
         f"difference of {result.detectable:.3f} would be found with a chance of {100 * POWER:.0f}%, and "
-        f"{needed:,} queries are needed to find one of {_SEEN:.2f}."
+        f"{needed:,} queries are needed to find one of {SEEN:.2f}."
     )
 
 
@@ -132,6 +136,10 @@ def conventions(comparison: Comparison) -> dict[str, str]:
         "second opinion": "Student's paired t-test, not corrected",
         f"hole@{HOLE}": f"share of the first {HOLE} hits without a judgement, which count as not relevant",
     }
+
+
+def _best(comparison: Comparison) -> str:
+    return max(comparison.systems, key=lambda system: comparison.suite[system].value)
 
 
 def _place(comparison: Comparison) -> str:

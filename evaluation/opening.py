@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -40,7 +40,8 @@ def open_system(spec: str, testset: TestSet, *, cache: Path | None = None) -> Op
     kind, colon, model = spec.partition(":")
     hybrid = bool(colon) and kind == "hybrid"
     opened = _open_encoder(model if hybrid else spec, testset, cache)
-    return Opened(spec, opened.searcher, opened.made_by, ("hybrid",) if hybrid else ("dense",))
+    modes = ("hybrid",) if hybrid else ("dense",)
+    return Opened(spec, opened.searcher, opened.made_by, modes, _bytes(opened.searcher))
 
 
 def _bm25(testset: TestSet, cache: Path | None) -> Opened:
@@ -77,4 +78,12 @@ def _bm25(testset: TestSet, cache: Path | None) -> Opened:
                 )
             ]
 
-    return Opened("bm25", Bm25(), {"BM25": "k1 0.9, b 0.4, English stems and stop words"}, ("lexical",))
+    searcher = Bm25()
+    return Opened(
+        "bm25", searcher, {"BM25": "k1 0.9, b 0.4, English stems and stop words"}, ("lexical",), _bytes(searcher)
+    )
+
+
+def _bytes(searcher: Any) -> int:
+    """Of an index folder's files, stored texts not among them."""
+    return sum(one["bytes"] for name, one in searcher.index.reader.manifest["files"].items() if "texts." not in name)

@@ -2,8 +2,10 @@
 
 import gzip
 import json
+import subprocess
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -338,11 +340,19 @@ def test_costs_of_a_system_in_a_process_of_its_own(sets, tmp_path, capsys):
     document = json.loads((tmp_path / "r.json").read_text())
     assert list(document["costs"]) == ["bm25", "again"]
     assert document["costs"]["bm25"]["dataset"] == "red"
-    assert document["costs"]["bm25"]["index_bytes"] == document["costs"]["again"]["index_bytes"]
+    assert document["costs"]["bm25"]["index_bytes"] == document["costs"]["again"]["index_bytes"] > 0
     assert document["costs"]["bm25"]["documents_per_s"] is None
     assert "<h2>Cost</h2>" in (tmp_path / "r.html").read_text()
     with pytest.raises(InputError, match=r"the costs of no/such could not be measured \(status 1\): error: "):
         costs.measure_in_fresh_process("no/such", str(sets[0]), "test", "dense", tmp_path)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="Linux says it there")
+def test_the_memory_of_a_process_is_its_own_and_not_that_of_who_started_it():
+    code = "from evaluation.costs import peak_memory; print(peak_memory())"
+    held = np.ones(60_000_000)  # 480 MB here
+    theirs = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    assert theirs < 300_000_000 < held.nbytes <= costs.peak_memory()
 
 
 def test_a_system_whose_costs_cannot_be_measured_is_a_notice(sets, tmp_path, monkeypatch):
