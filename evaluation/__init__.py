@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from evaluation.comparison import Comparison, compare
+    from evaluation.comparison import compare
     from evaluation.comparison_report import write_comparison
     from evaluation.inspection import look_closer
     from evaluation.known_items import KnownItems, split_known_items, write_known_items
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from evaluation.testsets import Profile, TestSet, load_dataset, write_collection
 
 _HOMES = {
-    "Comparison": "comparison",
     "DEFAULT_MEASURES": "measures",
     "DatasetProbe": "probe",
     "KnownItems": "known_items",
@@ -76,7 +75,6 @@ _HOMES = {
 
 __all__ = [
     "DEFAULT_MEASURES",
-    "Comparison",
     "DatasetProbe",
     "KnownItems",
     "Paired",

@@ -43,7 +43,8 @@ def _slices_of_set(comparison: Comparison, name: str) -> str:
                 beside = ""
                 if system in one.differences:
                     mean = one.differences[system]
-                    beside = f'<span class="soft">{mean.value:+.3f} [{mean.low:+.3f}, {mean.high:+.3f}]</span>'
+                    beside = f'<span class="soft">{mean.value:+.3f}</span>'
+                    beside += f'<span class="soft">{mean.low:+.3f} to {mean.high:+.3f}</span>'
                 cells.append(f"<td>{one.means[system]:.3f}{beside}</td>")
             many = len(one.queries)
             count = f'<span class="soft">{many:,} {"query" if many == 1 else "queries"}</span>'

@@ -25,6 +25,7 @@ from retrieval.web_page import definitions, web_page
 _CLASSES = {"better": "up", "worse": "down", "unclear": "soft-mark"}
 _STYLE = """
 td { vertical-align: top; } td, th .soft { white-space: nowrap; } .side td, .text { white-space: normal; }
+td .soft, th .soft { font-size: .8rem; }
 td .mark { font-weight: 700; } .soft-mark { color: var(--soft); }
 """
 _LEAKS_SHOWN = 5
@@ -72,7 +73,7 @@ def _means_row(comparison: Comparison, label: str, dataset: str | None, means: d
         shade = ' class="best"' if means[system].value == best.value and comparison.others else ""
         if system == comparison.baseline:
             mean = means[system]
-            beside = f'<span class="soft">{mean.low:.3f} to {mean.high:.3f}</span>'
+            beside = f'<span class="soft">{mean.low:.3f}–{mean.high:.3f}</span>'
             cells.append(f"<td{shade}>{mean.value:.4f}{beside}</td>")
             continue
         one = comparison.tested(system, dataset)

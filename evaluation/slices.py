@@ -101,7 +101,7 @@ def slices_of(comparison: Comparison, dataset: str, texts: Mapping[str, str], *,
             "words in common",
             lexical_overlap(report, texts),
             lambda value: f"{100 * value:.0f}%",
-            "of the query's terms",
+            "of the terms",
         ),
         ("relevant documents", relevant_documents(report), lambda value: f"{value:.0f}", "documents"),
     ]
