@@ -12,8 +12,6 @@ details > summary { cursor: pointer; padding: .55rem .8rem; font-weight: 600; }
 details[open] > summary { border-bottom: 1px solid var(--line); }
 details > .inside { padding: .3rem .8rem .8rem; }
 details details { background: var(--card); } details details > summary { font-weight: 400; }
-.side td, .side th { text-align: left; vertical-align: top; } .side td.rank { text-align: right; white-space: nowrap; }
-.side { font-size: .92rem; } .side th:first-child { position: static; background: none; }
 .up { color: var(--good); font-weight: 700; } .down { color: var(--bad); font-weight: 700; }
 .inside h4 { margin: 1rem 0 .3rem; font-size: .95rem; } td .soft, th .soft { font-weight: 400; display: block; }
 """
@@ -91,16 +89,10 @@ def _cases_of_set(comparison: Comparison, name: str) -> str:
 
 def _case(baseline: str, case: Case) -> str:
     kind = "up" if case.difference > 0 else "down"
-    rows = "".join(_relevant(one) for one in case.relevant)
+    names = (baseline, case.system)
+    asked = "".join(_relevant(one, names) for one in case.relevant) or '<p class="soft">no relevant document</p>'
     rest = case.relevant_count - len(case.relevant)
-    more = f'<p class="soft">and {rest:,} more</p>' if rest > 0 else ""
-    table = (
-        f'<div class="wide"><table class="side"><thead><tr><th scope="col">relevant document</th>'
-        f'<th scope="col">{escape(baseline)}</th><th scope="col">{escape(case.system)}</th></tr></thead>'
-        f"<tbody>{rows}</tbody></table></div>{more}"
-        if case.relevant
-        else '<p class="soft">no relevant document</p>'
-    )
+    more = f'<p class="soft">and {rest:,} more relevant documents</p>' if rest > 0 else ""
     columns = "".join(
         f"<div><strong>{escape(name)}</strong> {value:.3f}{_hits(hits)}</div>"
         for name, value, hits in (
@@ -111,19 +103,20 @@ def _case(baseline: str, case: Case) -> str:
     return (
         f'<details><summary><span class="{kind}">{case.difference:+.3f}</span> {escape(case.text)}</summary>'
         f'<div class="inside"><p class="soft">query <code>{escape(case.query)}</code>: {case.first:.3f} in '
-        f"{escape(baseline)}, {case.second:.3f} in {escape(case.system)}</p>{table}"
+        f"{escape(baseline)}, {case.second:.3f} in {escape(case.system)}</p>{asked}{more}"
         f'<div class="pair">{columns}</div></div></details>'
     )
 
 
-def _relevant(one: Relevant) -> str:
-    ranks = "".join(
-        f'<td class="rank">{f"rank {rank:,}" if rank is not None else "not found"}</td>'
-        for rank in (one.first, one.second)
+def _relevant(one: Relevant, names: tuple[str, str]) -> str:
+    """A relevant document: its ranks in both systems, and below them its text, as wide as the page."""
+    ranks = ", ".join(
+        f"{escape(name)} {f'rank {rank:,}' if rank is not None else 'not found'}"
+        for name, rank in zip(names, (one.first, one.second), strict=True)
     )
     text = escape(one.text) or '<span class="soft">not in the corpus</span>'
     grade = f", grade {one.grade}" if one.grade != 1 else ""
-    return f"<tr><td><code>{escape(one.document)}</code>{grade}<br>{text}</td>{ranks}</tr>"
+    return f"<p>Relevant: <code>{escape(one.document)}</code>{grade}: <strong>{ranks}</strong><br>{text}</p>"
 
 
 def _hits(hits: tuple[Hit, ...]) -> str:

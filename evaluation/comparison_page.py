@@ -24,7 +24,7 @@ from retrieval.web_page import definitions, web_page
 
 _CLASSES = {"better": "up", "worse": "down", "unclear": "soft-mark"}
 _STYLE = """
-td { vertical-align: top; } td, th .soft { white-space: nowrap; } .side td, .text { white-space: normal; }
+td { vertical-align: top; } td, th .soft { white-space: nowrap; } .text { white-space: normal; }
 td .soft, th .soft { font-size: .8rem; }
 td .mark { font-weight: 700; } .soft-mark { color: var(--soft); }
 """
