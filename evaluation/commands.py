@@ -1,41 +1,61 @@
 """The commands of evaluation: `retrokit evaluate` and `retrokit collection`."""
 
 import re
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any
 
 import typer
 
+from evaluation.expected import with_expected
 from evaluation.known_items import split_known_items, write_known_items
 from evaluation.measures import DEFAULT_MEASURES, parse_measures
+from evaluation.opening import SPECS, Opened, open_encoder, open_index, open_system, with_reranker
+from evaluation.pair_commands import measure_pairs
+from evaluation.pairs_sets import pairs_kind
 from evaluation.report import as_json, write_report
 from evaluation.runs import read_run
-from evaluation.systems import MODES, Report, Searcher, evaluate_run, merge
+from evaluation.systems import MODES, Report, evaluate_run, merge
 from evaluation.systems import evaluate as evaluate_retriever
 from evaluation.testsets import TestSet, load_dataset
+from evaluation.versions import versions
 from indexes.errors import InputError
 from indexes.manifest import refuse_existing, write_json
-from retrieval.cache import cache_home
 from retrieval.console import note, out, progress, table
-
-_PACKAGES = ("retrokit", "numpy", "torch", "sentence-transformers", "faiss-cpu", "faiss-gpu")
-
-
-class _Opened(NamedTuple):
-    searcher: Searcher
-    made_by: dict[str, str]
 
 
 def evaluate(
-    dataset: Annotated[str, typer.Option(help="The test collection: a BEIR folder.")],
+    dataset: Annotated[
+        str,
+        typer.Option(
+            help="A test collection: a BEIR folder, or what `retrokit dataset` takes; or pairs: sts:FILE, pairs:FILE, "
+            "reranking:FILE."
+        ),
+    ],
     encoder: Annotated[str | None, typer.Option(help="Evaluate this encoder: a model folder or hub name.")] = None,
     index: Annotated[Path | None, typer.Option(help="Evaluate this index folder.")] = None,
     run: Annotated[
         list[Path] | None,
         typer.Option(help="Measure this TREC run file (plain or .gz); repeat for several side by side."),
     ] = None,
-    split: Annotated[str, typer.Option(help="Which qrels of the test collection.")] = "test",
+    system: Annotated[str | None, typer.Option(help=f"Evaluate any system: {SPECS}.", metavar="SPEC")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Which qrels  [default: the usual ones: dev of MS MARCO, test of others]")
+    ] = None,
+    sparse: Annotated[
+        str | None,
+        typer.Option(
+            help="A sparse encoder: with --encoder in the place of BM25, with --index its own, if it moved.",
+            metavar="MODEL",
+        ),
+    ] = None,
+    rerank: Annotated[
+        str | None,
+        typer.Option(help="Also measure the last system with its first hits reranked by it.", metavar="CROSS_ENCODER"),
+    ] = None,
+    rerank_depth: Annotated[
+        int | None, typer.Option(help="How many hits of each query --rerank reads  [default: 100]", min=1)
+    ] = None,
     hybrid: Annotated[bool, typer.Option("--hybrid", help="Measure lexical, dense and both fused.")] = False,
     mode: Annotated[
         list[str] | None,
@@ -50,26 +70,55 @@ def evaluate(
     cache: Annotated[
         Path | None,
         typer.Option(
-            help="Where --encoder keeps vectors and index, by fingerprint  [default: ~/.cache/retrokit; may be deleted]"
+            help="Where --encoder and --system keep vectors and indexes  [default: ~/.cache/retrokit; may be deleted]"
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing --output folder.")] = False,
+    prompt: Annotated[
+        str | None, typer.Option(help="Of pairs: both get the prompt of a document or a query  [default: document]")
+    ] = None,
 ) -> None:
-    """Measure an encoder, an index or a run file on a test collection."""
+    """Measure an encoder, an index or a run file on a test collection, or an encoder on pairs of sentences."""
+    if pairs_kind(dataset):
+        others: dict[str, Any] = {
+            "--index": index,
+            "--run": run,
+            "--hybrid": hybrid,
+            "--mode": mode,
+            "--measure": measure,
+            "-k": k,
+        }
+        others |= {"--output": output, "--cache": cache, "--overwrite": overwrite, "--split": split}
+        others |= {"--system": system, "--sparse": sparse, "--rerank": rerank, "--rerank-depth": rerank_depth}
+        return measure_pairs(dataset, encoder, prompt, json, unfit=[name for name, value in others.items() if value])
+    if prompt is not None:
+        raise InputError("--prompt is for pairs (sts:FILE, pairs:FILE); queries and documents have each their own")
     if run and k is not None:
         raise InputError("-k says how many hits to search for, but a run file was searched already; leave it out")
+    modes = _wanted_modes(encoder, index, run, system, hybrid=hybrid, modes=mode)
+    _refuse_idle(encoder, index, cache=cache, sparse=sparse, system=system, rerank=rerank, rerank_depth=rerank_depth)
     k = 1000 if k is None else k
     measures = [one.name for one in parse_measures(measure or _default_measures(k))]
-    modes = _wanted_modes(encoder, index, run, hybrid=hybrid, modes=mode)
-    if cache is not None and encoder is None:
-        raise InputError("--cache is where --encoder keeps its vectors; leave it out without --encoder")
     if output is not None:
         refuse_existing(output, overwrite=overwrite)  # before the work, not after it
-    testset = load_dataset(dataset, split)
-    if run:
+    testset = _load(dataset, split)
+    measures = measures if measure else list(dict.fromkeys([*measures, *_main_measure(testset, k)]))
+    if run and rerank is None:
         report = merge({name: _measure_run(path, name, testset, measures) for name, path in _system_names(run).items()})
     else:
-        opened = _open_index(index, testset) if index is not None else _open_encoder(str(encoder), testset, cache)
+        if run:
+            opened, depth = _open_runs(run, testset)
+            k = max(k, depth)
+        elif index is not None:
+            opened = open_index(index, testset, sparse=sparse)
+        elif system is not None:
+            opened = open_system(system, testset, cache=cache)
+        else:
+            opened = open_encoder(str(encoder), testset, cache=cache, sparse=sparse)
+        modes = modes or list(opened.modes)
+        if rerank is not None:
+            opened = with_reranker(replace(opened, modes=tuple(modes)), rerank, rerank_depth)
+            modes = [*modes, *opened.modes]
         with progress("searching", "queries") as on_progress:
             report = evaluate_retriever(
                 opened.searcher,
@@ -77,11 +126,13 @@ def evaluate(
                 measures=measures,
                 k=k,
                 modes=modes,
-                made_by=opened.made_by | _versions(),
+                made_by=opened.made_by | versions(),
                 on_progress=on_progress,
             )
+    report = with_expected(report)
     _show(report)
     _write(report, output, json, overwrite=overwrite)
+    return None
 
 
 def collection(
@@ -116,6 +167,14 @@ def collection(
     note(f"next: retrokit evaluate --encoder MODEL --dataset {output}")
 
 
+def _load(dataset: str, split: str | None) -> TestSet:
+    with progress("reading", "documents") as on_progress:
+        testset = load_dataset(dataset, split, on_progress=on_progress)
+    if testset.identical_to:
+        note(f"the test collection is {testset.identical_to}, to the last character")
+    return testset
+
+
 def _default_measures(k: int) -> list[str]:
     """The usual measures, without those that read deeper than k hits."""
     kept = [name for name in DEFAULT_MEASURES if int(name.partition("@")[2] or 0) <= k]
@@ -125,8 +184,13 @@ def _default_measures(k: int) -> list[str]:
     return kept
 
 
+def _main_measure(testset: TestSet, k: int) -> list[str]:
+    """The measure of the dataset's published figures, if it can be measured at this depth."""
+    return [one.name for one in parse_measures([testset.profile.measure]) if one.k <= k]
+
+
 def _measure_run(path: Path, name: str, testset: TestSet, measures: list[str]) -> Report:
-    made_by = {"run file": path.name, **_versions()}
+    made_by = {"run file": path.name, **versions()}
     return evaluate_run(read_run(path), testset, name=name, measures=measures, made_by=made_by)
 
 
@@ -148,72 +212,59 @@ def _stem(path: Path) -> str:
 
 
 def _wanted_modes(
-    encoder: str | None, index: Path | None, run: list[Path] | None, *, hybrid: bool, modes: list[str] | None
+    encoder: str | None,
+    index: Path | None,
+    run: list[Path] | None,
+    system: str | None,
+    *,
+    hybrid: bool,
+    modes: list[str] | None,
 ) -> list[str] | None:
-    """Check that the options agree and name the modes to search in; None: all that an index has."""
-    given = [name for name, value in (("--encoder", encoder), ("--index", index), ("--run", run)) if value]
+    """Check that the options agree and name the modes to search in; None: those of the system."""
+    every = (("--encoder", encoder), ("--index", index), ("--run", run), ("--system", system))
+    given = [name for name, value in every if value]
     if len(given) != 1:
-        raise InputError(f"found {' and '.join(given) or 'none'} of --encoder, --index and --run; give exactly one")
+        found = " and ".join(given) or "none"
+        raise InputError(f"found {found} of --encoder, --index, --run and --system; give exactly one")
     if run and (hybrid or modes):
         raise InputError("--hybrid and --mode say how to search, but a run file was searched already; leave them out")
+    if system and (hybrid or modes):
+        raise InputError("--hybrid and --mode say how to search, and so does --system; leave them out")
     if hybrid and modes:
         raise InputError("--hybrid means all three modes, --mode names them; give one or the other")
     unknown = next((mode for mode in modes or () if mode not in MODES), None)
     if unknown is not None:
         raise InputError(f"unknown mode {unknown!r}; known are {', '.join(MODES)}")
-    if hybrid:
-        return list(MODES)
-    return list(modes) if modes else ["dense"] if encoder is not None else None
+    return list(MODES) if hybrid else list(dict.fromkeys(modes)) if modes else None
 
 
-def _open_index(folder: Path, testset: TestSet) -> _Opened:
-    from retrieval.building import same_corpus
-    from retrieval.retriever import Retriever
-
-    retriever = Retriever.open(folder)
-    made_of = retriever.index.reader.corpus["fingerprint"]
-    if retriever.index.reader.corpus.get("parts"):  # merged: only part by part is it known of what
-        for _ in same_corpus(testset.documents(), retriever.index.reader.corpus, folder):
-            pass
-    elif made_of not in (None, testset.corpus_fingerprint):
-        raise InputError(
-            f"{folder} holds another corpus than {testset.name} ({made_of[:12]} ≠ {testset.corpus_fingerprint[:12]}); "
-            "index the corpus of the test collection"
-        )
-    made_by = retriever.index.reader.made_by
-    found = {"index": folder.name, "encoder fingerprint": str(made_by.get("fingerprint", "unknown"))}
-    return _Opened(retriever, found | {"index factory": retriever.index.reader.factory})
-
-
-def _open_encoder(name: str, testset: TestSet, cache: Path | None) -> _Opened:
-    """Encode the corpus exactly, or take it from the cache, and open a retriever over it."""
-    from retrieval.building import build_index
-    from retrieval.encoder import Encoder
-    from retrieval.retriever import Retriever
-
-    encoder = Encoder.load(name)
-    folder = _cache_folder(cache, testset, encoder.fingerprint)
-    with progress("encoding", "documents") as on_progress:
-        vectors = encoder.encode_corpus(testset.documents(), folder / "vectors", on_progress=on_progress)
-    if not (folder / "index").is_dir():
-        build_index(vectors, folder / "index", documents=testset.documents())
-    retriever = Retriever.open(folder / "index", encoder=encoder)
-    return _Opened(retriever, {"encoder": name, "encoder fingerprint": encoder.fingerprint, "index factory": "Flat"})
+def _refuse_idle(
+    encoder: str | None,
+    index: Path | None,
+    *,
+    cache: Path | None,
+    sparse: str | None,
+    system: str | None,
+    rerank: str | None,
+    rerank_depth: int | None,
+) -> None:
+    """Refuse options that would do nothing."""
+    if cache is not None and encoder is None and system is None:
+        raise InputError("--cache is where --encoder and --system keep what they make; leave it out without them")
+    if sparse is not None and encoder is None and index is None:
+        raise InputError("--sparse goes with --encoder or --index; for a sparse encoder alone: --system sparse:MODEL")
+    if rerank_depth is not None and rerank is None:
+        raise InputError("--rerank-depth is how far --rerank goes; give a cross-encoder by --rerank or leave it out")
 
 
-def _cache_folder(cache: Path | None, testset: TestSet, encoder_fingerprint: str) -> Path:
-    """A folder for one corpus and one encoder by their fingerprints, as names lie; all splits share it."""
-    return (cache or cache_home()) / f"{testset.corpus_fingerprint[:24]}-{encoder_fingerprint[:24]}"
+def _open_runs(paths: list[Path], testset: TestSet) -> "tuple[Opened, int]":
+    """Run files as the modes of one searcher, and the most hits that a query has."""
+    from evaluation.stored import StoredRuns
 
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    runs = {name: read_run(path) for name, path in _system_names(paths).items()}
+    searcher = StoredRuns(runs, testset)
+    made_by = {"run files": ", ".join(path.name for path in paths)}
+    return Opened("runs", searcher, made_by, searcher.modes), searcher.depth
 
 
 def _show(report: Report) -> None:

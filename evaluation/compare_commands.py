@@ -36,7 +36,9 @@ def compare_systems(
         typer.Option(help="A page, such as report.html, beside which .json, .md and .csv go; or a folder for them."),
     ] = None,
     baseline: Annotated[str | None, typer.Option(help="The system to compare with  [default: the first]")] = None,
-    split: Annotated[str, typer.Option(help="Which qrels of the test collections.")] = "test",
+    split: Annotated[
+        str | None, typer.Option(help="Which qrels  [default: test, or what a known collection is measured on]")
+    ] = None,
     measure: Annotated[
         list[str] | None,
         typer.Option(help=f"Repeat for several; the first is tested. Default: {', '.join(DEFAULT_MEASURES)}."),
@@ -78,7 +80,7 @@ def compare_systems(
     _check(correction, mode or [])
     if output is not None:
         refuse_output(output, overwrite=overwrite)  # before the work, not after it
-    testsets = [load_dataset(one, split) for one in dataset]
+    testsets = [_load(one, split) for one in dataset]
     measured = measure_systems(system, testsets, measures=measures, k=k, modes=mode or [], cache=cache)
     comparison = compare(
         measured.reports,
@@ -100,6 +102,11 @@ def compare_systems(
     if output is not None:
         wrote = write_comparison(comparison, output, overwrite=overwrite)
         note(f"wrote {', '.join(map(str, wrote))}; open {wrote[0]}")
+
+
+def _load(dataset: str, split: str | None) -> TestSet:
+    with progress("reading", "documents") as on_progress:
+        return load_dataset(dataset, split, on_progress=on_progress)
 
 
 def _check(correction: str, modes: list[str]) -> None:
@@ -129,7 +136,7 @@ def _with_costs(
     """Measure what each system takes on the largest dataset; one that cannot be measured is a notice."""
     from evaluation.costs import measure_in_fresh_process
 
-    sizes = [sum(1 for _ in testset.documents()) for testset in testsets]
+    sizes = [one.size or sum(1 for _ in one.documents()) for one in testsets]
     place = sizes.index(max(sizes))
     costs, notices = {}, []
     with progress("measuring costs", "systems") as on_progress:

@@ -3,10 +3,12 @@
 from collections.abc import Iterable, Mapping
 from html import escape
 
+from evaluation.anchors import published, published_of
 from evaluation.presentation import (
     Difference,
     best_values,
     conventions,
+    document_texts,
     headline,
     headline_measure,
     interval,
@@ -18,6 +20,7 @@ from retrieval.web_page import definitions, web_page
 _HITS_SHOWN = 5
 _JUDGED_SHOWN = 8
 _TEXT_SHOWN = 400
+_DOCUMENT_SHOWN = 120
 
 
 def as_html(report: Report) -> str:
@@ -30,6 +33,7 @@ def as_html(report: Report) -> str:
         _chart(report),
         _differences(report),
         _list("Notices", report.notices),
+        _published(report),
         definitions("Conventions", conventions(report)),
         definitions("Made by", {**report.made_by, "dataset fingerprint": report.fingerprint}),
     ]
@@ -95,26 +99,70 @@ def _chart(report: Report) -> str:
     )
 
 
+def _published(report: Report) -> str:
+    """Published figures beside the main system's, or nothing."""
+    found = published(report)
+    if not found:
+        return ""
+    rows = "".join(
+        f'<tr><th scope="row">{escape(one.anchor.system)}</th><td>{escape(one.anchor.measure)}</td>'
+        f"<td>{one.anchor.value:.4f}</td><td>{one.yours - one.anchor.value:+.4f}</td>"
+        f"<td>{escape(one.same_convention)}</td><td>{escape(one.anchor.source)}</td></tr>\n"
+        for one in found
+    )
+    names = ("system", "measure", "published", "yours minus it", "same convention?", "source")
+    head = "".join(f'<th scope="col">{name}</th>' for name in names)
+    return (
+        f'<h2>Published figures</h2>\n<p class="soft">{escape(published_of(report))}</p>\n'
+        '<div class="wide" tabindex="0" role="region" aria-label="Published figures">'
+        f"<table><thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table></div>"
+    )
+
+
 def _differences(report: Report) -> str:
     pairs = largest_differences(report)
     if not pairs:
         return ""
     first, *_, last = report.systems
-    articles = "\n".join(_difference(report, pair, first, last) for pair in pairs)
+    shown = [name for pair in pairs for name in _documents_of(report, pair, first, last)]
+    texts, failure = document_texts(report, shown)
+    articles = "\n".join(_difference(report, pair, first, last, texts) for pair in pairs)
+    said = f'<p class="soft">Texts of documents are left out: {escape(failure)}.</p>\n' if failure else ""
     return (
         f"<h2>Where {escape(first)} and {escape(last)} differ most</h2>\n"
         f'<p class="soft">{escape(headline_measure(report))} of single queries; the best {_HITS_SHOWN} hits, '
-        f'<span class="hit">✓</span> = judged relevant.</p>\n{articles}'
+        f'<span class="hit">✓</span> = judged relevant.</p>\n{said}{articles}'
     )
 
 
-def _difference(report: Report, pair: Difference, first: str, last: str) -> str:
+def _documents_of(report: Report, pair: Difference, *systems: str) -> list[str]:
+    """The documents that the article of a query shows."""
+    hits = [name for system in systems for name in _first_hits(report.systems[system], pair.query)]
+    return hits + _relevant(report.qrels[pair.query])[:_JUDGED_SHOWN]
+
+
+def _relevant(grades: Mapping[str, int]) -> list[str]:
+    return sorted((name for name, grade in grades.items() if grade > 0), key=lambda name: (-grades[name], name))
+
+
+def _first_hits(result: SystemResult, query: str) -> list[str]:
+    return result.run[query].ids[:_HITS_SHOWN] if query in result.run else []
+
+
+def _document(name: str, texts: Mapping[str, str]) -> str:
+    """A document's id, and the beginning of its title and text where they are known."""
+    text = f' <span class="soft">{escape(_cut(texts[name], _DOCUMENT_SHOWN))}</span>' if texts.get(name) else ""
+    return f"<code>{escape(name)}</code>{text}"
+
+
+def _difference(report: Report, pair: Difference, first: str, last: str, texts: Mapping[str, str]) -> str:
     grades = report.qrels[pair.query]
-    relevant = sorted((name for name, grade in grades.items() if grade > 0), key=lambda name: (-grades[name], name))
+    relevant = _relevant(grades)
     more = f" and {len(relevant) - _JUDGED_SHOWN:,} more" if len(relevant) > _JUDGED_SHOWN else ""
-    shown = ", ".join(f"<code>{escape(name)}</code>" for name in relevant[:_JUDGED_SHOWN])
+    shown = ", ".join(_document(name, texts) for name in relevant[:_JUDGED_SHOWN])
     columns = "".join(
-        f"<div><strong>{escape(system)}</strong> {value:.3f}{_hits(report.systems[system], pair.query, grades)}</div>"
+        f"<div><strong>{escape(system)}</strong> {value:.3f}"
+        f"{_hits(report.systems[system], pair.query, grades, texts)}</div>"
         for system, value in ((first, pair.first), (last, pair.last))
     )
     return (
@@ -124,12 +172,12 @@ def _difference(report: Report, pair: Difference, first: str, last: str) -> str:
     )
 
 
-def _hits(result: SystemResult, query: str, grades: Mapping[str, int]) -> str:
-    ids = result.run[query].ids[:_HITS_SHOWN] if query in result.run else []
+def _hits(result: SystemResult, query: str, grades: Mapping[str, int], texts: Mapping[str, str]) -> str:
+    ids = _first_hits(result, query)
     if not ids:
         return '<p class="soft">no hits</p>'
-    mark = ' <span class="hit">✓</span>'
-    items = (f"<li><code>{escape(name)}</code>{mark if grades.get(name, 0) > 0 else ''}</li>" for name in ids)
+    mark = '<span class="hit">✓</span> '
+    items = (f"<li>{mark if grades.get(name, 0) > 0 else ''}{_document(name, texts)}</li>" for name in ids)
     return f"<ol>{''.join(items)}</ol>"
 
 

@@ -1,9 +1,11 @@
 """What every form of a report says: headline, best values, conventions, differences."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from evaluation.significance import bootstrap_interval
 from evaluation.systems import Report
+from indexes.errors import InputError
 
 HEADLINE_MEASURE = "nDCG@10"
 
@@ -75,3 +77,17 @@ def largest_differences(report: Report, count: int = 10) -> list[Difference]:
     ]
     apart = [pair for pair in pairs if pair.first != pair.last]
     return sorted(apart, key=lambda pair: (-abs(pair.last - pair.first), pair.query))[:count]
+
+
+def document_texts(report: Report, ids: Iterable[str]) -> tuple[dict[str, str], str]:
+    """Title and text of some documents, by one reading of the corpus, and why there are none, if it cannot be read.
+
+    A report without a corpus gives no texts, and no reason.
+    """
+    wanted = set(ids)
+    if report.documents is None or not wanted:
+        return {}, ""
+    try:
+        return {one.id: one.content for one in report.documents() if one.id in wanted}, ""
+    except (InputError, OSError) as error:  # moved or changed since it was searched: the measures are as they were
+        return {}, " ".join(str(error).split())

@@ -19,8 +19,8 @@ class DatasetProbe:
     The corpus is kept in memory and encoded anew for every call: thousands of documents, not millions.
 
     Args:
-        spec: A BEIR folder.
-        split: Which qrels.
+        spec: What `load_dataset` takes.
+        split: Which qrels; None: the usual ones.
 
     Attributes:
         name: The collection's, with its size.
@@ -30,13 +30,14 @@ class DatasetProbe:
         InputError: The folder is no test collection.
     """
 
-    def __init__(self, spec: str | Path, split: str = "test") -> None:
+    def __init__(self, spec: str | Path, split: str | None = None) -> None:
         self.dataset = load_dataset(spec, split)
         documents = list(self.dataset.documents())
         self.ids, self.texts = [one.id for one in documents], [one.content for one in documents]
         self.fingerprint = self.dataset.fingerprint
         self.name = (
-            f"{len(self.dataset.queries):,} queries of {self.dataset.name} ({split}) among {len(documents):,} documents"
+            f"{len(self.dataset.queries):,} queries of {self.dataset.name} ({self.dataset.split}) "
+            f"among {len(documents):,} documents"
         )
 
     def __call__(self, encoder: Any) -> float:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from evaluation.anchors import published, published_of
 from evaluation.page import as_html
 from evaluation.presentation import best_values, conventions, headline
 from evaluation.runs import write_run
@@ -45,6 +46,10 @@ def as_json(report: Report) -> dict[str, Any]:
             "fingerprint": report.fingerprint,
         },
         "conventions": conventions(report),
+        "published": [
+            {**one.anchor._asdict(), "yours": one.yours, "same_convention": one.same_convention}
+            for one in published(report)
+        ],
         "notices": list(report.notices),
         "made_by": dict(report.made_by),
     }
@@ -69,6 +74,7 @@ def as_markdown(report: Report) -> str:
         *rows,
         "",
         *section("Notices", report.notices),
+        *_published(report),
         *section("Conventions", [f"{name}: {text}" for name, text in conventions(report).items()]),
         *section("Made by", [f"{name}: {text}" for name, text in report.made_by.items()]),
         f"Dataset fingerprint: `{report.fingerprint}`",
@@ -87,6 +93,21 @@ def as_table(report: Report) -> str:
                 "\t".join((query, " ".join(system.split()), *(f"{values[name]:.9g}" for name in report.measures)))
             )
     return "\n".join(lines) + "\n"
+
+
+def _published(report: Report) -> list[str]:
+    """Published figures beside the main system's, or nothing."""
+    found = published(report)
+    if not found:
+        return []
+    rows = [
+        f"| {plain(one.anchor.system)} | {plain(one.anchor.measure)} | {one.anchor.value:.4f} | {one.yours:.4f} | "
+        f"{one.yours - one.anchor.value:+.4f} | {plain(one.same_convention)} | {plain(one.anchor.source)} |"
+        for one in found
+    ]
+    head = ["| system | measure | published | yours | difference | same convention? | source |"]
+    line = plain(published_of(report))
+    return ["## Published figures", "", line, "", *head, "|---|---|---:|---:|---:|---|---|", *rows, ""]
 
 
 def section(title: str, lines: tuple[str, ...] | list[str]) -> list[str]:

@@ -9,6 +9,7 @@ from evaluation.qrels import Qrels
 from evaluation.runs import Ranking, Run, make_ranking
 from evaluation.testsets import Profile, TestSet
 from indexes.errors import InputError
+from retrieval.documents import Document
 
 OnProgress = Callable[[int, int | None], None]
 """Called with the queries done so far and their total."""
@@ -32,7 +33,11 @@ class Found(Protocol):
 
 
 class Searcher(Protocol):
-    """What can be evaluated: texts in, hits out, in one or several modes (`retrieval.Retriever` is one)."""
+    """What can be evaluated: texts in, hits out, in one or several modes (`retrieval.Retriever` is one).
+
+    More is used where a searcher has it: `search_queries(queries, k, *, mode)`, which takes {query id: text} in place
+    of texts; `notices`, sentences about itself for the report; `queries_at_once`, how many to search together.
+    """
 
     @property
     def modes(self) -> tuple[str, ...]:
@@ -68,6 +73,8 @@ class Report:
     qrels: Qrels = field(repr=False)
     made_by: dict[str, str] = field(default_factory=dict)
     """What made the runs: fingerprints and package versions, as the caller gave them."""
+    documents: Callable[[], Iterable[Document]] | None = field(default=None, repr=False, compare=False)
+    """Reads the corpus from its start, for the texts of documents that a report shows."""
 
     @property
     def main(self) -> SystemResult:
@@ -113,7 +120,8 @@ def evaluate(
     for number, mode in enumerate(chosen):
         done = number * len(testset.queries)
         runs[mode] = _search(retriever, testset, k, mode, _shifted(on_progress, done, total))
-    return _report(runs, testset, names, testset.notices, made_by)
+    notices = (*testset.notices, *getattr(retriever, "notices", ()))
+    return _report(runs, testset, names, notices, made_by)
 
 
 def evaluate_run(
@@ -131,21 +139,32 @@ def evaluate_run(
     Raises:
         InputError: A measure is unknown, or the run and the test collection have no query in common.
     """
+    notices = [*testset.notices, *unmatched(run, testset, name)]
     known = {query: ranking for query, ranking in run.items() if query in testset.qrels}
+    if testset.profile.drop_self_matches:
+        known = {query: _without(ranking, query) for query, ranking in known.items()}
+    return _report({name: known}, testset, measures, notices, made_by)
+
+
+def unmatched(run: Mapping[str, Ranking], testset: TestSet, name: str = "run") -> list[str]:
+    """Sentences about queries of the qrels that a run lacks, and about queries of it that have no qrels.
+
+    Raises:
+        InputError: They have no query in common.
+    """
+    known = sum(query in testset.qrels for query in run)
     if not known:
         ours, theirs = next(iter(testset.qrels)), next(iter(run), "nothing")
         raise InputError(
             f"run {name!r} has no query of {testset.name} ({testset.split}): its ids are like {theirs!r}, "
             f"the test collection's like {ours!r}; expected a run of this split"
         )
-    notices = list(testset.notices)
-    if missing := len(testset.qrels) - len(known):
+    notices = []
+    if missing := len(testset.qrels) - known:
         notices.append(f"{missing:,} of {len(testset.qrels):,} queries are missing in run {name!r}; they count 0.")
-    if foreign := len(run) - len(known):
+    if foreign := len(run) - known:
         notices.append(f"{foreign:,} queries of run {name!r} have no judgements; they were left out.")
-    if testset.profile.drop_self_matches:
-        known = {query: _without(ranking, query) for query, ranking in known.items()}
-    return _report({name: known}, testset, measures, notices, made_by)
+    return notices
 
 
 def merge(reports: Mapping[str, Report]) -> Report:
@@ -189,6 +208,7 @@ def merge(reports: Mapping[str, Report]) -> Report:
         first.queries,
         first.qrels,
         made_by,
+        first.documents,
     )
 
 
@@ -204,12 +224,18 @@ def _deep_enough(measures: Iterable[str], k: int) -> list[str]:
 
 
 def _choose_modes(there: Sequence[str], wanted: Sequence[str] | None) -> list[str]:
+    from retrieval.reranker import SUFFIX
+
     if wanted is None:
-        return sorted(there, key=lambda mode: MODES.index(mode) if mode in MODES else -1)
+        return sorted(there, key=lambda mode: (mode.endswith(SUFFIX), _place(mode.removesuffix(SUFFIX))))
     unknown = next((mode for mode in wanted if mode not in there), None)
     if unknown is not None or not wanted:
         raise InputError(f"no mode {unknown!r} in this retriever; it has {', '.join(there)}")
     return list(dict.fromkeys(wanted))
+
+
+def _place(mode: str) -> int:
+    return MODES.index(mode) if mode in MODES else -1
 
 
 def _search(retriever: Searcher, testset: TestSet, k: int, mode: str, on_progress: OnProgress) -> Run:
@@ -217,16 +243,24 @@ def _search(retriever: Searcher, testset: TestSet, k: int, mode: str, on_progres
     drop = testset.profile.drop_self_matches
     queries = list(testset.queries.items())
     run: Run = {}
-    for start in range(0, len(queries), _QUERIES_AT_ONCE):
-        batch = queries[start : start + _QUERIES_AT_ONCE]
+    step = min(_QUERIES_AT_ONCE, getattr(retriever, "queries_at_once", _QUERIES_AT_ONCE))
+    for start in range(0, len(queries), step):
+        batch = queries[start : start + step]
         # One hit more where one may be dropped, so that k remain.
-        found = retriever.search_many([text for _, text in batch], k + drop, mode=mode)
+        found = _find(retriever, dict(batch), k + drop, mode)
         for (query, _), hits in zip(batch, found, strict=True):
             kept = [hit for hit in hits if not (drop and hit.id == query)][:k]
             place = f"mode {mode!r}, query {query!r}"
             run[query] = make_ranking([hit.id for hit in kept], [hit.score for hit in kept], place=place)
         on_progress(start + len(batch), len(queries))
     return run
+
+
+def _find(retriever: Searcher, queries: dict[str, str], k: int, mode: str) -> Sequence[Sequence[Found]]:
+    by_id = getattr(retriever, "search_queries", None)
+    if by_id is not None:
+        return by_id(queries, k, mode=mode)
+    return retriever.search_many(list(queries.values()), k, mode=mode)
 
 
 def _shifted(on_progress: OnProgress | None, done_before: int, total: int) -> OnProgress:
@@ -267,4 +301,5 @@ def _report(
         testset.queries,
         testset.qrels,
         dict(made_by or {}),
+        testset.documents,
     )

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from indexes.exact import search_exact
     from indexes.hits import Hits, Within
     from indexes.index import Index
+    from indexes.inverted import LexicalIndex
     from indexes.lexical import Impacts, Lexical
     from indexes.operating_points import Goal, Point
     from indexes.reader import Reader, Stored
@@ -32,6 +33,7 @@ __all__ = [
     "Index",
     "InputError",
     "Lexical",
+    "LexicalIndex",
     "Point",
     "Reader",
     "ShardLost",
@@ -56,6 +58,7 @@ _HOMES = {
     "Index": "index",
     "InputError": "errors",
     "Lexical": "lexical",
+    "LexicalIndex": "inverted",
     "Point": "operating_points",
     "Reader": "reader",
     "ShardLost": "errors",

@@ -79,8 +79,9 @@ class Float32Products(Float64Products):
         self, rows: NDArray[np.float32], begins: NDArray[np.int64] | None, limits: NDArray[np.float32], k: int
     ) -> Pairs:
         """All pairs whose exact score is above the query's limit (q,), and perhaps some more."""
-        scores = np.matmul(self.queries, rows.T, out=self.scores.array(len(self.queries), len(rows)))
-        scores = best_of(scores, begins)
+        # Rows first: for 4 to 64 queries a third faster than queries first.
+        scores = np.matmul(rows, self.queries.T, out=self.scores.array(len(rows), len(self.queries)))
+        scores = best_of(scores.T, begins)
         lines, columns, near = _above(scores, _first_limits(limits, scores, k, self.slack) - self.slack)
         slack = self.slack[lines]
         return Pairs(lines, columns, near - slack, near + slack)
@@ -231,4 +232,5 @@ def _above(scores: NDArray[Any], limits: NDArray[Any]) -> tuple[NDArray[np.int64
     """Where scores (q, m) are above their line's limit (q,), by line, then column, and the scores there."""
     # Of flat arrays numpy finds the few that are true several times faster than of matrices.
     places = np.flatnonzero((scores > limits[:, None]).ravel())
-    return *np.divmod(places, scores.shape[1]), scores.ravel()[places]
+    lines, columns = np.divmod(places, scores.shape[1])
+    return lines, columns, scores[lines, columns]

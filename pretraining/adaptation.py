@@ -10,7 +10,8 @@ from typing import Any
 from indexes.checksums import fingerprint, folder_digest
 from indexes.errors import InputError
 from indexes.manifest import read_json, refuse_existing
-from pretraining.samplers import USUAL, sample_pairs
+from pretraining.contrastive_terms import TEMPERATURE, check_temperature
+from pretraining.samplers import LINKS, TERMS, USUAL, sample_pairs
 from pretraining.working import CARD, finished_card, working_folder
 from retrieval.documents import Document, corpus_fingerprint, read_documents
 from retrieval.model_folder import resolve
@@ -19,6 +20,9 @@ from retrieval.pairs import Pair, read_pairs
 OnNote = Callable[[str], None]
 OnProgress = Callable[[int, int | None], None]
 
+_BY_DIGEST = ("encoder", "terms_model", "terms_temperature")
+"""Options that a run card has otherwise than as they were given."""
+
 
 @dataclass(frozen=True)
 class AdaptConfig:
@@ -26,8 +30,11 @@ class AdaptConfig:
 
     Attributes:
         encoder: The model to adapt: a folder, the packaged model's name, or one of the model hub.
-        samplers: How pairs are made of documents (`title`, `lead`, `sentence`, `span`, `section`, `words`);
-            None: the first four, or none of them where a file of pairs is given.
+        samplers: How pairs are made of documents (`title`, `lead`, `sentence`, `span`, `section`, `words`, `terms`,
+            `links`); None: the first four, or none of them where a file of pairs is given.
+        terms_model: The encoder whose attention says what words `terms` draws; None: the one that is adapted.
+        terms_temperature: T of `terms`, above 0: the lower, the more a document's most contrastive words are drawn;
+            None: 0.05.
         objective: A pretraining objective beside the contrastive loss, such as `dupmae`, weights of terms, or None.
         objective_weight: Its weight; the contrastive loss has 1.
         objective_texts: How many documents of each batch it reads.
@@ -44,6 +51,8 @@ class AdaptConfig:
 
     encoder: str
     samplers: tuple[str, ...] | None = None
+    terms_model: str | None = None
+    terms_temperature: float | None = None
     objective: str | Mapping[str, float] | None = None
     objective_weight: float = 0.1
     objective_texts: int = 8
@@ -68,9 +77,22 @@ class AdaptConfig:
             raise InputError(f"precision is {self.precision!r}; expected float32 or bfloat16")
         if not 0 < self.objective_weight < float("inf"):
             raise InputError(f"objective_weight is {self.objective_weight}; expected above 0, such as 0.1")
+        self._check_terms()
         if self.objective is not None and not 1 <= self.objective_texts <= self.batch_size:
             most = self.batch_size
             raise InputError(f"objective_texts is {self.objective_texts}; expected 1 to {most}, the batch_size")
+
+    def _check_terms(self) -> None:
+        for name in ("terms_model", "terms_temperature"):
+            if getattr(self, name) is not None and not self.uses_terms:
+                raise InputError(f"{name} is an option of the sampler terms, which is not used; leave it out")
+        if self.terms_temperature is not None:
+            check_temperature(self.terms_temperature)
+
+    @property
+    def uses_terms(self) -> bool:
+        """Whether pairs are made of words that an encoder attends to."""
+        return TERMS in (self.samplers or ())
 
     @property
     def check_steps(self) -> int:
@@ -144,8 +166,9 @@ def adapt(
     refuse_existing(target, overwrite=True, inputs=[corpus, config.encoder, *([pairs] if pairs else [])])
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("adapt runs in one process; start it without torchrun (pretrain takes several)")
-    documents = {document.id: document for document in read_documents(corpus)}
-    found = make_pairs(documents, config, Path(pairs) if pairs else None)
+    attributes = (LINKS,) if LINKS in (config.samplers or ()) else ()
+    documents = {document.id: document for document in read_documents(corpus, attributes)}
+    found = make_pairs(documents, config, Path(pairs) if pairs else None, note)
     card = _card(config, str(corpus), str(pairs) if pairs else None, documents, found)
     if finished := finished_card(target, card["configuration"], overwrite=overwrite):
         return AdaptResult(target, True, finished)
@@ -185,15 +208,22 @@ def adapt(
     return AdaptResult(target, False, read_json(target / CARD))
 
 
-def make_pairs(documents: Mapping[str, Document], config: AdaptConfig, path: Path | None) -> list[Pair]:
+def make_pairs(documents: Mapping[str, Document], config: AdaptConfig, path: Path | None, note: OnNote) -> list[Pair]:
     """Read the user's pairs, if any, and sample those of the corpus.
 
     Raises:
-        InputError: Fewer documents have a pair than a batch and those held out need.
+        InputError: Fewer documents have a pair than a batch and those held out need; or as of `sample_pairs` and
+            `attended_words.cached_terms`.
     """
     samplers = config.samplers if config.samplers is not None else (() if path else USUAL)
     found = list(read_pairs(path, documents)) if path else []
-    found += sample_pairs(documents.values(), samplers, config.seed)
+    terms = None
+    if config.uses_terms:
+        from pretraining.attended_words import cached_terms
+
+        temperature = config.terms_temperature or TEMPERATURE
+        terms = cached_terms(documents.values(), config.terms_model or config.encoder, temperature, note)
+    found += sample_pairs(documents.values(), samplers, config.seed, terms=terms, note=note)
     distinct = len({pair.document for pair in found})
     if distinct * 4 // 5 < config.batch_size:
         of = f"{len(documents):,} documents by {', '.join(samplers) or 'no sampler'}" + (f" and {path}" if path else "")
@@ -223,7 +253,10 @@ def _card(
     config: AdaptConfig, corpus: str, pairs: str | None, documents: Mapping[str, Document], found: Sequence[Pair]
 ) -> dict[str, Any]:
     """The run card; its `configuration` is what must be equal for a run to go on."""
-    configuration = {name: str(value) for name, value in asdict(config).items() if name != "encoder"}
+    configuration = {name: str(value) for name, value in asdict(config).items() if name not in _BY_DIGEST}
+    if config.uses_terms:
+        configuration["terms_model"] = folder_digest(resolve(config.terms_model or config.encoder))
+        configuration["terms_temperature"] = str(config.terms_temperature or TEMPERATURE)
     configuration |= {
         "encoder": folder_digest(resolve(config.encoder)),
         "corpus": corpus_fingerprint(documents.values()),

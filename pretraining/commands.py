@@ -34,8 +34,8 @@ def pretrain(
         str,
         typer.Option(
             help="mlm, bowdpr, retromae, dupmae, condenser, cocondenser, cotmae, lexmae, simcse, contriever, mirror, "
-            "mirror-words, tsdae, rts, slm, prop; terms and weights such as encoder_mlm=1,bag_of_words_cls=0.5; or a "
-            "YAML file of terms, weights and options."
+            "mirror-words, tsdae, rts, slm, prop, bprop; terms and weights such as encoder_mlm=1,bag_of_words_cls=0.5; "
+            "or a YAML file of terms, weights and options."
         ),
     ] = "dupmae",
     max_steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 10_000,
@@ -58,6 +58,13 @@ def pretrain(
     ] = None,
     row_fraction: Annotated[
         float | None, typer.Option(help="Share of rows that RetroMAE's decoder rebuilds  [default: 1]")
+    ] = None,
+    word_sets: Annotated[
+        str | None,
+        typer.Option(help="How PROP draws words: prop (language model), bprop (attention)  [default: the objective's]"),
+    ] = None,
+    word_temperature: Annotated[
+        float | None, typer.Option(help="Of bprop: the lower, the more the most contrastive words  [default: 0.05]")
     ] = None,
     pooling: Annotated[
         PoolingName | None, typer.Option(help="Sentence vector  [default: the base's, else cls]")
@@ -149,6 +156,8 @@ def pretrain(
             mask_spans=mask_spans,
             decoder_mask_ratio=decoder_mask_ratio,
             row_fraction=row_fraction,
+            word_sets=word_sets,
+            word_temperature=word_temperature,
             pooling=str(pooling) if pooling else None,
             precision=precision,
             group_by_length=group_by_length,
@@ -183,9 +192,17 @@ def adapt(
     sampler: Annotated[
         list[str] | None,
         typer.Option(
-            help="How to make pairs: title, lead, sentence, span, section, words; repeat  [default: the first four, or "
-            "none with --pairs]"
+            help="How to make pairs: title, lead, sentence, span, section, words, terms, links; repeat  [default: the "
+            "first four, or none with --pairs]"
         ),
+    ] = None,
+    terms_model: Annotated[
+        str | None,
+        typer.Option(help="Encoder whose attention says what --sampler terms draws  [default: the one to adapt]"),
+    ] = None,
+    terms_temperature: Annotated[
+        float | None,
+        typer.Option(help="Of --sampler terms: the lower, the more the most contrastive words  [default: 0.05]"),
     ] = None,
     objective: Annotated[
         str | None, typer.Option(help="A pretraining objective beside the contrastive loss, such as dupmae.")
@@ -223,6 +240,8 @@ def adapt(
             on_note=note,
             encoder=encoder,
             samplers=tuple(sampler) if sampler else None,
+            terms_model=terms_model,
+            terms_temperature=terms_temperature,
             objective=None if objective is None else read_recipe(objective),
             objective_weight=objective_weight,
             objective_texts=objective_texts,

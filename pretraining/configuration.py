@@ -40,6 +40,9 @@ class PretrainConfig:
         decoder_mask_ratio: Share of tokens hidden from each row of `decoder_mlm`; None: as the objective says, or 0.5.
         row_fraction: Share of rows that `decoder_mlm` rebuilds; less than 1 is cheaper and not in the papers. None: as
             the objective says, or 1.
+        word_sets: How `word_set_order` draws words that represent a text: `prop`, by its language model, or `bprop`, by
+            what the base attends to in it (one more pass over the corpus). None: as the objective says, or `prop`.
+        word_temperature: T of `bprop`'s chances; None: as the objective says, or 0.05.
         pooling: `cls` or `mean`; None takes what the base's folder records, else `cls`.
         precision: `float32`, or `bfloat16` for mixed precision: faster where the processor has it.
         group_by_length: Whether texts of like length come together in a batch: less padding where lengths differ.
@@ -75,6 +78,8 @@ class PretrainConfig:
     mask_spans: str | None = None
     decoder_mask_ratio: float | None = None
     row_fraction: float | None = None
+    word_sets: str | None = None
+    word_temperature: float | None = None
     pooling: str | None = None
     precision: str = "float32"
     group_by_length: bool = False
@@ -97,8 +102,13 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "base", str(self.base))
         parsed = Objective.parse(self.objective)
-        for name, value in (("ratio", self.decoder_mask_ratio), ("row_fraction", self.row_fraction)):
-            parsed = parsed if value is None else parsed.with_option("decoder_mlm", name, value)
+        for term, name, value in (
+            ("decoder_mlm", "ratio", self.decoder_mask_ratio),
+            ("decoder_mlm", "row_fraction", self.row_fraction),
+            ("word_set_order", "sets", self.word_sets),
+            ("word_set_order", "temperature", self.word_temperature),
+        ):
+            parsed = parsed if value is None else parsed.with_option(term, name, value)
         object.__setattr__(self, "parsed", parsed)
         object.__setattr__(self, "masks", MaskOptions(self.encoder_mask_ratio, self.mask_unit))
         object.__setattr__(self, "extras", self._extras())
@@ -138,7 +148,7 @@ class PretrainConfig:
                 f"{', '.join(self.parsed.terms)} need pairs of spans and texts beside each text; leave one kind out"
             )
         fields = tuple(map(_called, self.parsed.fields))
-        texts = self.parsed.characters > 0 or self.parsed.word_sets
+        texts = self.parsed.characters > 0 or self.parsed.word_sets is not None
         return Extras(texts, fields, marks if any(marks) else None)
 
     @property

@@ -11,6 +11,7 @@ import yaml
 
 from indexes.errors import InputError
 from pretraining.terms import TERMS
+from pretraining.word_sets import SetOptions
 
 SCHEDULES = ("constant", "linear", "cosine")
 _OF_WEIGHT = ("weight", "end_weight", "schedule")
@@ -168,9 +169,20 @@ class Objective:
         return bool(self.characters or self.fields or self.word_sets)
 
     @property
-    def word_sets(self) -> bool:
-        """Whether a term needs sets of words that represent each text."""
-        return any(TERMS[kind_of(name)].uses_word_sets for name in self.terms)
+    def word_sets(self) -> SetOptions | None:
+        """How the sets of words are drawn that a term needs beside each text; None where none does.
+
+        Raises:
+            InputError: Terms want unlike ones; a text comes with two sets for all.
+        """
+        wanted = {
+            SetOptions(self._option(name, "sets"), float(self._option(name, "temperature")))
+            for name in self.terms
+            if TERMS[kind_of(name)].uses_word_sets
+        }
+        if len(wanted) > 1:
+            raise InputError("the terms of an objective draw word sets in unlike ways; give them the same options")
+        return next(iter(wanted), None)
 
     def cautions(self) -> list[str]:
         """Lines for a person, of terms that are known to hurt somewhere."""
@@ -238,6 +250,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "rts": {"replaced_detection": 1.0},
     "slm": {"swapped_lm": 1.0},
     "prop": {"word_set_order": 1.0},
+    "bprop": {"word_set_order": {"sets": "bprop"}},
     "mirror": {"mirror_characters": 1.0},
     "mirror-words": {"mirror_words": 1.0},
 }
@@ -245,5 +258,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 its paper weighs the bag of words 1), BowDPR (2401.11248), Condenser (2104.08253) with late MLM, coCondenser
 (2108.05540), CoT-MAE (2208.07670), LexMAE (2208.14754), SimCSE (2104.08821), Contriever (2112.09118; pool by mean),
 Mirror-BERT (2104.08027; characters masked, or words), TSDAE (2104.06979), and for rerankers random token substitution
-and swapped language modelling (2204.10515), PROP (2010.10137). SimLM's term and SAILER's need options of their own."""
+and swapped language modelling (2204.10515), PROP (2010.10137) and B-PROP (2104.09791). SimLM's term
+and SAILER's need options of their own."""
 NAMES = ", ".join(PRESETS)

@@ -24,6 +24,7 @@ from pretraining.probing import Judge, sample_probe_pairs
 from pretraining.tokens import LONGEST_SET, Rows, SpanPairs
 from pretraining.trackers import tracker_callbacks
 from pretraining.training import CHECKPOINTS, PAIRS, OnNote, OnProgress, open_windows, train
+from pretraining.window_words import prepare_word_sets
 from pretraining.working import LOG, finished_card, partial_folder, working_folder
 from retrieval.digests import tokenizer_digest
 from retrieval.documents import read_documents
@@ -124,6 +125,7 @@ def pretrain(
                 held.enter_context(working_folder(target, card, overwrite=overwrite))
                 data = Cleaner(config.cleaning, queries)
                 _prepare(partial, mixture, digests, data, config, base.tokenizer, note)
+                prepare_word_sets(partial / _TOKENS, config, base, note)
         windows = open_windows(partial / _TOKENS, config, base.tokenizer, mixture.weights)
         card["sources"] = sources(mixture, windows)
         _say_start(note, base, windows, card["sources"])

@@ -1,7 +1,7 @@
 """Packed tokens: a corpus as flat arrays on disk, and the batches that training reads from them."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from indexes.manifest import open_manifest
 from retrieval.documents import Document
 
 if TYPE_CHECKING:
-    from pretraining.word_sets import WordSetSampler
+    from pretraining.word_sets import WordSets
 
 KIND = "tokens"
 FIELDS = "fields"
@@ -33,6 +33,9 @@ LONGEST_SET = 32
 
 Item = dict[str, Any]
 """A text: arrays (t,) by name, without special tokens."""
+
+DrawSets = Callable[[int, np.random.Generator], "WordSets | None"]
+"""Draws two sets of words for a window, by its number; None if there are none."""
 
 
 def plain_tokenizer(tokenizer: Any) -> Tokenizer:
@@ -191,6 +194,24 @@ class SpanPairs(Dataset[list[Item]]):
         return [self.texts.part(*(int(self._begins[row]) + edge for edge in spans[one])) for one in chosen]
 
 
+class WindowTexts(Sequence[Document]):
+    """The texts of a tokens folder's windows, where they were kept, as documents whose ids are their numbers."""
+
+    def __init__(self, folder: Path) -> None:
+        self._characters, self._ends = (
+            map_array(folder / f"{name}.npy") for name in ("characters", "character_offsets")
+        )
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, row: Any) -> Any:
+        if not 0 <= row < len(self):
+            raise IndexError(row)
+        raw = self._characters[int(self._ends[row]) : int(self._ends[row + 1])].tobytes()
+        return Document(str(row), raw.decode("utf-8"))
+
+
 class Accompanied(Dataset[Item]):
     """Windows, each with other texts that terms read beside it, which are drawn anew every time.
 
@@ -200,15 +221,12 @@ class Accompanied(Dataset[Item]):
         tokenizer: That of the folder.
         characters: How many characters of a window to mask, for its item's `others["masked"]`; 0: no such text.
         fields: Fields of its document, of each of which one window is drawn; without tokens where there is none.
-        word_sets: Whether two sets of words are drawn that represent the window, for `others["better"]` and
-            `["worse"]`; without tokens where none can be.
+        word_sets: Draws two sets of words that represent a window, by its number, for `others["better"]` and
+            `["worse"]`; without tokens where none can be (`window_words`). None: no such texts.
         weights: As for `TokenWindows`.
 
     Attributes:
         sources: As of `TokenWindows`.
-
-    Raises:
-        InputError: Sets of words are asked for, and no word of the windows occurs ten times.
     """
 
     def __init__(
@@ -219,7 +237,7 @@ class Accompanied(Dataset[Item]):
         *,
         characters: int = 0,
         fields: Sequence[str] = (),
-        word_sets: bool = False,
+        word_sets: DrawSets | None = None,
         weights: Sequence[float] = (1.0,),
     ) -> None:
         self.windows, self.seed, self.characters = TokenWindows(folder, weights), seed, characters
@@ -228,11 +246,8 @@ class Accompanied(Dataset[Item]):
         self._continued = continuations(tokenizer)
         places = {name: number for number, name in enumerate(self.manifest["fields"])}
         self._fields = {name: PackedTexts(folder / FIELDS / str(places[name])) for name in fields}
-        if characters or word_sets:
-            self._characters, self._ends = (
-                map_array(folder / f"{name}.npy") for name in ("characters", "character_offsets")
-            )
-        self._words = self._sampler() if word_sets else None
+        self._texts = WindowTexts(folder) if characters else None
+        self._words = word_sets
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -246,10 +261,10 @@ class Accompanied(Dataset[Item]):
         """Window `number % len` and what accompanies it; another draw for each `number // len`."""
         time, row = divmod(number, len(self))
         draw, others = np.random.default_rng((self.seed, time, row)), {}
-        if self.characters:
-            others["masked"] = self._masked(row, draw)
-        if self._words:
-            found = self._words.draw(self._document(row), draw)
+        if self._texts is not None:
+            others["masked"] = self._masked(self._texts[row].text, draw)
+        if self._words is not None:
+            found = self._words(row, draw)
             for name in ("better", "worse"):
                 others[name] = self._item(" ".join(getattr(found, name)) if found else "", LONGEST_SET - SPECIALS)
         document = int(np.searchsorted(self.windows.texts.documents, row, side="right")) - 1
@@ -258,19 +273,10 @@ class Accompanied(Dataset[Item]):
             others[name] = texts[int(draw.integers(first, end))] if end > first else texts.part(0, 0)
         return {**self.windows[row], "others": others}
 
-    def _masked(self, row: int, draw: np.random.Generator) -> Item:
-        text = masked_characters(self._document(row).text, self.characters, self._mask, draw)
+    def _masked(self, text: str, draw: np.random.Generator) -> Item:
+        text = masked_characters(text, self.characters, self._mask, draw)
         # A word that is cut may take more pieces than before.
         return self._item(text, self.manifest["max_length"] - SPECIALS)
-
-    def _document(self, row: int) -> Document:
-        raw = self._characters[int(self._ends[row]) : int(self._ends[row + 1])].tobytes()
-        return Document(str(row), raw.decode("utf-8"))
-
-    def _sampler(self) -> "WordSetSampler":
-        from pretraining.word_sets import WordSetSampler
-
-        return WordSetSampler(self._document(row) for row in range(len(self)))
 
     def _item(self, text: str, most: int) -> Item:
         encoding = self._engine.encode(text, add_special_tokens=False)

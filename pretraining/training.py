@@ -15,6 +15,7 @@ from pretraining.probing import Judge, Probe
 from pretraining.stopping import BestWeights, ProbeHistory, Probing
 from pretraining.tokens import Accompanied, Collator, Rows, SpanPairs, TokenWindows
 from pretraining.trackers import Reporting
+from pretraining.window_words import open_word_sets
 from pretraining.working import LOG
 from retrieval.loading import quiet
 from retrieval.pairs import Pair
@@ -31,8 +32,15 @@ def open_windows(tokens: Path, config: PretrainConfig, tokenizer: Any, weights: 
     if objective.uses_pairs:
         return SpanPairs(tokens, config.seed, weights)
     if objective.accompanied:
-        beside = {"characters": objective.characters, "fields": config.extras.fields, "word_sets": objective.word_sets}
-        return Accompanied(tokens, config.seed, tokenizer, weights=weights, **beside)  # type: ignore[arg-type]
+        return Accompanied(
+            tokens,
+            config.seed,
+            tokenizer,
+            characters=objective.characters,
+            fields=config.extras.fields,
+            word_sets=open_word_sets(tokens, objective.word_sets) if objective.word_sets else None,
+            weights=weights,
+        )
     return TokenWindows(tokens, weights)
 
 

@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from retrieval.documents import Document, read_documents
     from retrieval.encoder import Encoder
     from retrieval.encoding import encode_corpus
+    from retrieval.lexical_retriever import LexicalRetriever, build_lexical
     from retrieval.pairs import Pair, read_pairs
     from retrieval.passages import LongDocuments
     from retrieval.ray_runner import RayActors
+    from retrieval.reranker import Reranked, Reranker
     from retrieval.retriever import Hit, Retriever
     from retrieval.runners import Processes, ThisProcess
     from retrieval.sparse import SparseEncoder
@@ -27,15 +29,19 @@ __all__ = [
     "Document",
     "Encoder",
     "Hit",
+    "LexicalRetriever",
     "LongDocuments",
     "Pair",
     "Processes",
     "RayActors",
+    "Reranked",
+    "Reranker",
     "Retriever",
     "SparseEncoder",
     "ThisProcess",
     "add_to_index",
     "build_index",
+    "build_lexical",
     "encode_corpus",
     "read_documents",
     "read_pairs",
@@ -47,15 +53,19 @@ _HOMES = {
     "Document": "documents",
     "Encoder": "encoder",
     "Hit": "retriever",
+    "LexicalRetriever": "lexical_retriever",
     "LongDocuments": "passages",
     "Pair": "pairs",
     "Processes": "runners",
     "RayActors": "ray_runner",
+    "Reranked": "reranker",
+    "Reranker": "reranker",
     "Retriever": "retriever",
     "SparseEncoder": "sparse",
     "ThisProcess": "runners",
     "add_to_index": "building",
     "build_index": "building",
+    "build_lexical": "lexical_retriever",
     "encode_corpus": "encoding",
     "read_documents": "documents",
     "read_pairs": "pairs",

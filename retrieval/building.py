@@ -13,7 +13,7 @@ from indexes.reader import Reader
 from indexes.segments import Entry
 from indexes.terms import TermStore
 from indexes.vectors import VectorStore
-from retrieval.analyzer import Analyzer
+from retrieval.analyzer import Analyzer, usual_analyzer
 from retrieval.documents import Document, document_bytes
 from retrieval.passages import LongDocuments
 
@@ -36,7 +36,7 @@ def build_index(
         folder: The index folder to make.
         factory: Any FAISS factory string; `Flat` is exact.
         documents: The documents of the vectors, in the same order; None for a dense index.
-        language: Of BM25's stemmer; None: english.
+        language: Of BM25's stemmer; None: english. Chinese, Japanese and Korean script is read in any: see `Analyzer`.
         terms: Learned weights of the same documents' terms, from `SparseEncoder.encode_corpus`; None: BM25.
         attributes: Of documents by id, to filter by, beside those of the documents themselves; see `Index.build`.
         overwrite: Replace an existing folder.
@@ -50,9 +50,9 @@ def build_index(
         return Index.build(vectors, factory, folder, attributes=attributes, overwrite=overwrite)
     if terms is not None and language is not None:
         raise InputError(f"language {language} is of BM25, which the terms take the place of; leave it out")
-    language = language or "english"
-    entries = _entries(documents, vectors, Analyzer(language) if terms is None else terms)
-    analyzer = language if terms is None else terms.made_by
+    bm25 = usual_analyzer(language)
+    entries = _entries(documents, vectors, bm25 if terms is None else terms)
+    analyzer = bm25.name if terms is None else terms.made_by
     return Index.build(
         vectors, factory, folder, entries=entries, analyzer=analyzer, attributes=attributes, overwrite=overwrite
     )
@@ -136,15 +136,24 @@ def _same_terms(reader: Reader, terms: TermStore | None) -> Analyzer | TermStore
     return terms
 
 
-def _entries(documents: Iterable[Document], vectors: VectorStore, terms: Analyzer | TermStore) -> Iterator[Entry]:
-    documents = same_corpus(documents, vectors.corpus, vectors.folder)
-    if isinstance(terms, Analyzer):
-        for one in documents:
-            yield Entry(one.id, terms.terms(one.content), one.content, one.attributes)
-        return
+def weighted_entries(documents: Iterable[Document], terms: TermStore) -> Iterator[Entry]:
+    """Entries of documents with the learned weights of their terms.
+
+    Raises:
+        InputError: The terms are of other documents, or of others in between.
+    """
     documents = same_corpus(documents, terms.corpus, terms.folder)
     for one, weighted in itertools.zip_longest(documents, terms):
         if one is None or weighted is None or weighted[0] != one.id:
             there, here = weighted and weighted[0], one and one.id
             raise InputError(f"{terms.folder} has document {there!r} where the corpus has {here!r}; encode it again")
         yield Entry(one.id, weighted[1], one.content, one.attributes)
+
+
+def _entries(documents: Iterable[Document], vectors: VectorStore, terms: Analyzer | TermStore) -> Iterator[Entry]:
+    documents = same_corpus(documents, vectors.corpus, vectors.folder)
+    if isinstance(terms, TermStore):
+        yield from weighted_entries(documents, terms)
+        return
+    for one in documents:
+        yield Entry(one.id, terms.terms(one.content), one.content, one.attributes)

@@ -16,7 +16,7 @@ from retrieval.console import err, out
 
 COMMANDS = {
     "demo": "retrieval.demo:demo",
-    "search": "retrieval.commands:search",
+    "search": "retrieval.search_commands:search",
     "encode": "retrieval.commands:encode",
     "index": "retrieval.commands:index",
     "add": "retrieval.change_commands:add",
@@ -38,6 +38,9 @@ COMMANDS = {
     "evaluate": "evaluation.commands:evaluate",
     "collection": "evaluation.commands:collection",
     "compare": "evaluation.compare_commands:compare_systems",
+    "mteb": "evaluation.benchmark_commands:mteb",
+    "anchors": "evaluation.benchmark_commands:anchors",
+    "dataset": "evaluation.dataset_commands:dataset",
 }
 """Each package owns its commands; their modules load neither torch nor transformers until a command runs.
 

@@ -1,7 +1,6 @@
-"""The commands encode, index, search and show."""
+"""The commands encode, index and show."""
 
 import contextlib
-import datetime
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -184,46 +183,6 @@ def index(
     note(f'next: retrokit search {output} "your question"')
 
 
-def search(
-    index: Annotated[Path, typer.Argument(help="An index folder.", metavar="INDEX_FOLDER")],
-    query: Annotated[str, typer.Argument(help="The question, in quotes.")],
-    *,
-    k: Annotated[int, typer.Option("-k", help="How many documents to show.")] = 10,
-    mode: Annotated[
-        str | None, typer.Option(help="lexical, dense or hybrid (the default, but for a dense index).")
-    ] = None,
-    fusion: Annotated[
-        str, typer.Option(help="How hybrid fuses: zscore, minmax, rrf, or sum (with a sparse encoder).")
-    ] = "zscore",
-    weight: Annotated[
-        float | None, typer.Option(help="Of the lexical side in it (zscore: 0.5, minmax: 0.25, rrf, sum: 1).")
-    ] = None,
-    encoder: Annotated[str | None, typer.Option(help="The index's encoder, if it moved.", metavar="MODEL")] = None,
-    sparse: Annotated[
-        str | None, typer.Option(help="The index's sparse encoder, if it moved.", metavar="MODEL")
-    ] = None,
-    filter: Annotated[
-        str | None, typer.Option(help='What hits\' attributes must meet: \'year >= 2020 and lang in ["en", "de"]\'.')
-    ] = None,
-    json: Json = None,
-) -> None:
-    """Search an index with one question."""
-    from retrieval.retriever import Retriever
-
-    retriever = Retriever.open(index, encoder, sparse=sparse, fusion=fusion, weight=weight)
-    hits = retriever.search(query, k, mode=mode, filter=filter)
-    _write_json(json, {"query": query, "hits": [_plain(hit._asdict()) for hit in hits]})
-    if not hits:
-        note(f"nothing in {index} matches {query!r}")
-    for hit in hits:
-        out.print(f"{hit.rank:>3}  {hit.score:8.4f}  {hit.id}", style="bold", markup=False)
-        if hit.attributes:
-            values = (f"{name} {value}" for name, value in _plain(hit.attributes).items())
-            out.print(f"     {' · '.join(values)}", markup=False)
-        if hit.shown:
-            out.print(f"     {_preview(hit.shown)}", markup=False)
-
-
 def show(
     folder: Annotated[str, typer.Argument(help="Any folder that retrokit made, or a model folder or name.")],
     *,
@@ -356,20 +315,6 @@ def _source(corpus: str) -> str:
 def _write_json(path: Path | None, value: Any) -> None:
     if path is not None:
         write_json(path, value)
-
-
-def _plain(value: Any) -> Any:
-    """JSON's values of Python's: dates become texts."""
-    if isinstance(value, Mapping):
-        return {name: _plain(one) for name, one in value.items()}
-    if isinstance(value, list):
-        return [_plain(one) for one in value]
-    return value.isoformat() if isinstance(value, datetime.date) else value
-
-
-def _preview(text: str, width: int = 160) -> str:
-    flat = " ".join(text.split())
-    return flat if len(flat) <= width else f"{flat[: width - 1]}…"
 
 
 def _flat(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

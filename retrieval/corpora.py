@@ -174,7 +174,7 @@ def _files(source: str, paths: Sequence[Path], form: _Format, wanted: Wanted) ->
     rows = form.rows
     if rows is None:
         return Corpus(source, read, size=sum(path.stat().st_size for path in paths))
-    return Corpus(source, read, count=lambda: sum(sum(_readable(rows(path), str(path), _TABLE)) for path in paths))
+    return Corpus(source, read, count=lambda: sum(sum(readable(rows(path), str(path), _TABLE)) for path in paths))
 
 
 def _folder(folder: Path, wanted: Wanted) -> Corpus:
@@ -253,12 +253,12 @@ def _read_jsonl(path: Path, meter: Meter, wanted: Wanted) -> Iterator[Document]:
 
 
 def _read_parquet(path: Path, _: Meter, wanted: Wanted) -> Iterator[Document]:
-    return _rows(_readable(_records(_parquet_batches(path, wanted)), str(path), _TABLE), str(path), wanted)
+    return _rows(readable(_records(_parquet_batches(path, wanted)), str(path), _TABLE), str(path), wanted)
 
 
 def _read_arrow(path: Path, _: Meter, wanted: Wanted) -> Iterator[Document]:
     batches = _arrow_batches(path, lambda names: _columns(names, str(path), wanted), mapped=True)
-    return _rows(_readable(_records(batches), str(path), _TABLE), str(path), wanted)
+    return _rows(readable(_records(batches), str(path), _TABLE), str(path), wanted)
 
 
 def _rows(records: Iterable[Mapping[str, Any]], place: str, wanted: Wanted) -> Iterator[Document]:
@@ -333,7 +333,7 @@ def _arrow_rows(path: Path) -> Iterator[int]:
     return (batch.num_rows for batch in _arrow_batches(path, shortest, mapped=False))
 
 
-def _readable(items: Iterable[T], place: str, expected: str) -> Iterator[T]:
+def readable(items: Iterable[T], place: str, expected: str) -> Iterator[T]:
     """Pass items on; what the library that reads them raises becomes an `InputError` of one line."""
     try:
         yield from items
@@ -350,12 +350,12 @@ def _streamed(source: str, wanted: Wanted) -> Corpus:
     if match is None:
         raise InputError(f"{source}: names no data set; expected hf:PATH_OR_NAME[:CONFIG][@SPLIT]")
     name, config, split = match.groups()
-    splits = dict(_readable(_splits(name, config), source, _DATASET))
+    splits = dict(readable(_splits(name, config), source, _DATASET))
     split = split or (next(iter(splits)) if len(splits) == 1 else "train")
     if split not in splits:
         raise InputError(f"{source}: no split {split!r}; found {', '.join(splits)}: choose one with @SPLIT")
     examples = functools.partial(_examples, splits[split], source, wanted)
-    return Corpus(source, lambda _: _rows(_readable(examples(), source, _DATASET), source, wanted))
+    return Corpus(source, lambda _: _rows(readable(examples(), source, _DATASET), source, wanted))
 
 
 def _splits(name: str, config: str | None) -> Iterator[tuple[str, Any]]:

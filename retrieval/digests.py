@@ -55,3 +55,15 @@ def tokenizer_digest(tokenizer: Any) -> str:
     state = json.loads(backend.to_str())
     # Set anew at every call, so no part of what the tokenizer is.
     return fingerprint({name: value for name, value in state.items() if name not in ("truncation", "padding")})
+
+
+def modules_digest(model: Any) -> str:
+    """SHA-256 of what decides how a model of sentence-transformers computes, beside its weights."""
+    return fingerprint([_described(*one) for one in model.named_modules() if one[0]])
+
+
+def _described(place: str, module: Any) -> list[Any]:
+    tokenizer = getattr(module, "tokenizer", None)
+    length = getattr(module, "max_seq_length", None)
+    settings = module.get_config_dict() if hasattr(module, "get_config_dict") else None
+    return [place, type(module).__name__, settings, length, None if tokenizer is None else tokenizer_digest(tokenizer)]

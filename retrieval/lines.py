@@ -54,13 +54,16 @@ def read_lines(path: Path, meter: Meter | None = None) -> Iterator[tuple[int, di
         yield number, _parse(line, f"{path}, line {number}")
 
 
-def text_lines(path: Path, expected: str, meter: Meter | None = None) -> Iterator[tuple[int, str]]:
-    """Read a text file (plain, gzip or zstd) as (line number, line); blank lines are passed over.
+def text_lines(
+    path: Path, expected: str, meter: Meter | None = None, *, blank_lines: bool = False
+) -> Iterator[tuple[int, str]]:
+    """Read a text file (plain, gzip or zstd) as (line number, line).
 
     Args:
         path: The file; gzip if its name ends with `.gz`, zstd (of one or many frames) if with `.zst`.
         expected: What it should hold, for the message.
         meter: Told how much of the file was read.
+        blank_lines: Give blank lines too, which are passed over otherwise.
 
     Raises:
         InputError: It is missing, cut off, or not readable as UTF-8 text.
@@ -69,7 +72,7 @@ def text_lines(path: Path, expected: str, meter: Meter | None = None) -> Iterato
     try:
         with path.open("rb") as file, _decompressed(file, path) as text, (meter or Meter(0)).reading(file):
             for number, line in enumerate(text, start=1):
-                if line.strip():
+                if blank_lines or line.strip():
                     yield number, line
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; expected {expected}") from None

@@ -1,10 +1,11 @@
 """From a model folder to the torch module that computes its vectors."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from indexes.errors import InputError
+from retrieval.digests import weights_digest
 from retrieval.model_folder import ModelFolder
 
 if TYPE_CHECKING:
@@ -46,6 +47,34 @@ def _leave_pooler_out(backbone: Any, missing: Iterable[str], name: str) -> None:
     lacking = sorted(key for key in missing if not key.startswith("pooler."))
     if lacking:
         raise InputError(f"{name} lacks {len(lacking)} weights, such as {lacking[0]}; it is not a whole model")
+
+
+def load_whole(name: str, kind: str, load: Callable[[], Any]) -> Any:
+    """Load a model of sentence-transformers, and see to it that no weight was invented.
+
+    Args:
+        name: What the user calls it.
+        kind: What it should be, such as "a sparse encoder".
+        load: Loads it.
+
+    Raises:
+        InputError: It cannot be loaded, or its folder lacks weights: two loads under two seeds differ.
+    """
+    import torch
+    from safetensors import SafetensorError
+
+    digests = set()
+    try:
+        for seed in range(2):  # what the folder lacks is invented, and otherwise each time
+            with quiet(), torch.random.fork_rng():
+                torch.manual_seed(seed)
+                model = load()
+            digests.add(weights_digest(dict(model.state_dict())))
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"{name} cannot be loaded as {kind}: {' '.join(str(error).split())[:200]}") from None
+    if len(digests) > 1:
+        raise InputError(f"{name} lacks weights; it is not a whole model: get it again")
+    return model
 
 
 @contextlib.contextmanager

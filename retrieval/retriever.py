@@ -118,16 +118,20 @@ class Retriever:
         sparse: SparseEncoder | str | None = None,
         fusion: str = "zscore",
         weight: float | None = None,
+        device: str | None = None,
     ) -> "Retriever":
-        """Open an index folder and its encoders: those it names, or those given, which must be the same."""
+        """Open an index folder and its encoders: those it names, or those given, which must be the same.
+
+        `device` is where they compute, such as cuda:1; None: the best there is.
+        """
         index = Index.open(folder)
         if not isinstance(encoder, Encoder):
-            encoder = encoder_of(index, encoder)
+            encoder = encoder_of(index, encoder, device)
         if isinstance(sparse, SparseEncoder):
             return cls(index, encoder, sparse=sparse, fusion=fusion, weight=weight)
         loads = None
         if sparse is not None or isinstance(index.reader.analyzer, Mapping):
-            loads = partial(sparse_encoder_of, index, sparse)
+            loads = partial(sparse_encoder_of, index, sparse, device)
         return cls(index, encoder, sparse=loads, fusion=fusion, weight=weight)
 
     @property
@@ -220,6 +224,11 @@ class Retriever:
         """
         return self._search(self._reader(), texts, k, mode, filter)[0]
 
+    def texts(self, ids: Sequence[str]) -> list[str | None]:
+        """The texts of documents by their ids; None where the index keeps none, or has no such document."""
+        reader = self._reader()
+        return [None if row < 0 else reader.text(row) for row in reader.rows_of_names(ids).tolist()]
+
     def _analyzer_of(self, reader: Reader) -> Callable[[Sequence[str]], Sequence[Terms]] | None:
         """What makes terms of queries; None: the index has none, or its sparse encoder is not here."""
         if not isinstance(reader.analyzer, Mapping):
@@ -289,7 +298,7 @@ class Retriever:
         return self._fuse(reader, vectors, terms, k, self.weight, keep)
 
 
-def encoder_of(index: Index, name: str | None = None) -> Encoder:
+def encoder_of(index: Index, name: str | None = None, device: str | None = None) -> Encoder:
     """Load the encoder that made an index's vectors: the one that it names, or one of this name, if it is the same.
 
     Raises:
@@ -300,15 +309,15 @@ def encoder_of(index: Index, name: str | None = None) -> Encoder:
     if not name:
         raise InputError(f"{index.folder} does not name its encoder (its vectors were made elsewhere); pass --encoder")
     try:
-        encoder = Encoder.load(name, **load_options(made_by))
+        encoder = Encoder.load(name, **load_options(made_by), device=device)
     except InputError:
         # It cannot be the same encoder: load it as it is, so that both can be named side by side.
-        encoder = Encoder.load(name)
+        encoder = Encoder.load(name, device=device)
     index.reader.check_encoder(encoder.made_by, encoder.name)
     return encoder
 
 
-def sparse_encoder_of(index: Index, name: str | None = None) -> SparseEncoder:
+def sparse_encoder_of(index: Index, name: str | None = None, device: str | None = None) -> SparseEncoder:
     """Load the sparse encoder that made an index's terms: the one that it names, or this one, if it is the same.
 
     Raises:
@@ -320,7 +329,7 @@ def sparse_encoder_of(index: Index, name: str | None = None) -> SparseEncoder:
     if not name:
         raise InputError(f"{index.folder} does not name its sparse encoder; open it with it")
     try:
-        sparse = SparseEncoder.load(name, **sparse_load_options(made_by))
+        sparse = SparseEncoder.load(name, **sparse_load_options(made_by), device=device)
     except InputError as error:
         raise InputError(f"the sparse encoder of {index.folder} cannot be loaded; pass --sparse: {error}") from None
     sparse.check(made_by, index.folder)

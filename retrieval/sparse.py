@@ -15,9 +15,9 @@ from indexes.terms import TermStore, TermWriter
 from indexes.vectors import partial_folder
 from retrieval.corpora import Corpus
 from retrieval.devices import best_device, check_device
-from retrieval.digests import architecture_digest, tokenizer_digest, weights_digest
+from retrieval.digests import architecture_digest, modules_digest, tokenizer_digest, weights_digest
 from retrieval.documents import corpus_fingerprint, document_bytes, read_documents
-from retrieval.loading import quiet
+from retrieval.loading import load_whole
 from retrieval.model_folder import resolve
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class SparseEncoder:
             "weights": weights_digest(dict(model.state_dict())),
             "architecture": None if backbone is None else architecture_digest(backbone.config),
             "tokenizer": tokenizer_digest(model.tokenizer),
-            "modules": fingerprint([_described(*one) for one in model.named_modules() if one[0]]),
+            "modules": modules_digest(model),
             "prompts": {kind: text for kind, text in sorted((model.prompts or {}).items()) if text},
             "max_length": max_length,
             "query_terms": query_terms or model.max_active_dims,
@@ -218,17 +218,7 @@ def load_options(made_by: Mapping[str, Any]) -> dict[str, Any]:
     return {name: made_by.get(name) for name in ("max_length", "query_terms", "document_terms")}
 
 
-def _described(place: str, module: Any) -> list[Any]:
-    """What decides how a module computes, beside its weights: settings, length, tokenizer."""
-    tokenizer = getattr(module, "tokenizer", None)
-    length = getattr(module, "max_seq_length", None)
-    settings = module.get_config_dict() if hasattr(module, "get_config_dict") else None
-    return [place, type(module).__name__, settings, length, None if tokenizer is None else tokenizer_digest(tokenizer)]
-
-
 def _load(name: str, device: str) -> Any:
-    from safetensors import SafetensorError
-
     folder = resolve(name)
     named = folder / "modules.json"
     kinds = [str(one["type"]).rpartition(".")[2] for one in read_json(named)] if named.is_file() else []
@@ -238,19 +228,10 @@ def _load(name: str, device: str) -> Any:
             f"{name} is no sparse encoder ({found}); expected one that ends in {', '.join(sorted(_SPARSE))}"
         )
     import sentence_transformers
-    import torch
 
-    digests = set()
-    try:
-        for seed in range(2):  # what the folder lacks is invented, and otherwise each time
-            with quiet(), torch.random.fork_rng():
-                torch.manual_seed(seed)
-                model = sentence_transformers.SparseEncoder(str(folder), device=device)
-            digests.add(weights_digest(dict(model.state_dict())))
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"{name} cannot be loaded as a sparse encoder: {' '.join(str(error).split())[:200]}") from None
-    if len(digests) > 1:
-        raise InputError(f"{name} lacks weights; it is not a whole model: get it again")
+    model = load_whole(
+        name, "a sparse encoder", lambda: sentence_transformers.SparseEncoder(str(folder), device=device)
+    )
     if model.similarity_fn_name != "dot":
         raise InputError(
             f"{name} compares by {model.similarity_fn_name}; expected a sparse encoder that compares by dot"

@@ -8,18 +8,16 @@ objective's end, and how long it took; three seeds, medians.
 """
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
-from scipy.stats import spearmanr
-
 from benchmarks.objectives.base import data, make, sentences, write_texts
 from benchmarks.setting import save
+from evaluation.pairs_sets import load_pairs
+from evaluation.sts import evaluate_pairs
 from pretraining import pretrain
 from retrieval import Encoder
 
@@ -34,10 +32,8 @@ OBJECTIVES: dict[str, Any] = {
 
 def correlation(model: Path, part: str) -> float:
     """Spearman's, times 100, of cosines with scores."""
-    pairs = [json.loads(line) for line in (data() / "sts" / f"{part}.jsonl").read_text().splitlines()]
-    encoder = Encoder.load(str(model), normalize=True)
-    one, other = (encoder.encode_documents([pair[key] for pair in pairs]) for key in ("sentence1", "sentence2"))
-    return round(100 * float(spearmanr(np.sum(one * other, axis=1), [pair["score"] for pair in pairs]).statistic), 2)
+    report = evaluate_pairs(Encoder.load(str(model)), load_pairs(f"sts:{data() / 'sts' / f'{part}.jsonl'}"))
+    return round(100 * report.metrics["cosine_spearman"], 2)
 
 
 def main() -> None:

@@ -9,10 +9,11 @@ takes two to three minutes:
 
     python -m benchmarks.objectives.table FOLDER-OF-THE-BASE --seeds 3
 
-For a GPU: --base BERT-FOLDER --steps 5000 --batch 256 --length 256 --rate 1e-4 --tune-steps 500 --collections all
+For a GPU: --base BERT-FOLDER --steps 5000 --batch 256 --length 256 --rate 1e-4 --tune-steps 500
 """
 
 import argparse
+import hashlib
 import itertools
 import json
 import sys
@@ -58,7 +59,6 @@ TRIED = {
     "mlm + bowdpr + spans": Tried({"encoder_mlm": 1.0, "bag_of_words_cls": 0.5, "span_contrast": 0.1}, 2),
     "dupmae + crops": Tried({"encoder_mlm": 1.0, "decoder_mlm": 1.0, "bag_of_words": 0.1, "crop_contrast": 0.2}, 1.55),
 }
-SMALL = ("cranfield", "cisi", "cacm")
 OUT = Path(__file__).with_suffix(".json")
 
 
@@ -105,7 +105,7 @@ def train(name: str, corpus: Path, folder: Path, seed: int, options: argparse.Na
 
 def measure(model: str, folders: dict[str, Path], place: Path) -> dict[str, list[float]]:
     """nDCG@10 of every query, by collection."""
-    encoder, found = Encoder.load(model, max_length=128, dtype="bfloat16"), {}
+    encoder, found = Encoder.load(model, dtype="bfloat16"), {}
     for name, folder in folders.items():
         testset = load_dataset(folder)
         store = encoder.encode_corpus(testset.documents(), place / f"{name}.vectors")
@@ -149,12 +149,14 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=96)
     parser.add_argument("--rate", type=float, default=2e-4)
     parser.add_argument("--precision", default="bfloat16")
-    parser.add_argument("--collections", nargs="*", default=list(SMALL))
+    parser.add_argument("--collections", nargs="*", default=["all"])
     parser.add_argument("--objectives", nargs="*", default=list(TRIED))
     options = parser.parse_args()
     folders = collections(options.collections)
-    setting = {name: value for name, value in vars(options).items() if name not in ("seeds", "objectives", "folder")}
     options.base = options.base or make(options.folder)
+    setting = {name: value for name, value in vars(options).items() if name not in ("seeds", "objectives", "folder")}
+    weights = Path(options.base) / "model.safetensors"
+    setting["base"] = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else options.base
     known = json.loads(OUT.read_text()) if OUT.is_file() else {}
     runs = known["runs"] if known.get("setting") == setting else []
     for seed, name in itertools.product(range(options.seeds), options.objectives):

@@ -1,4 +1,7 @@
-"""Which of two sets of words represents a document: PROP's task (Ma et al. 2021, arXiv 2010.10137), for rerankers."""
+"""Which of two sets of words represents a document: PROP's task (Ma et al. 2021, arXiv 2010.10137), for rerankers.
+
+B-PROP's is the same, with other sets of words (Ma et al. 2021, arXiv 2104.09791).
+"""
 
 from typing import Any, ClassVar, NamedTuple
 
@@ -8,6 +11,7 @@ from torch.nn import functional
 
 from indexes.errors import InputError
 from pretraining.backbones import Backbone
+from pretraining.contrastive_terms import TEMPERATURE, check_temperature
 from pretraining.heads import initialise
 from pretraining.masking import IGNORED, Batch
 from pretraining.processes import of_all_rows
@@ -17,6 +21,7 @@ from pretraining.view import EncoderView
 BETTER, WORSE = "better", "worse"
 """What `Batch.others` calls the two sets of words."""
 LOSSES = ("logistic", "hinge")
+SETS = ("prop", "bprop")
 SEPARATORS = {"bert": 1, "roberta": 2, "xlm-roberta": 2, "mpnet": 2}
 """How many [SEP] stand between two texts, by family; those whose pair classifiers have the layers of this term."""
 
@@ -35,16 +40,19 @@ class Pairs(NamedTuple):
 
 
 class WordSetOrder(Term):
-    """A cross-encoder tells of two sets of words which one the document's language model finds likelier; two passes.
+    """A cross-encoder tells of two sets of words which one represents the document better; two passes.
 
-    Both sets were drawn from that model (`word_sets`). What the encoder guesses of the document is masked in both
-    passes, and both count as masked language modelling beside the order, with weight 1. A text of which no two unlike
-    sets were drawn counts for neither.
+    Both sets were drawn from the document, either from its language model (`word_sets`) or by what the base attends to
+    in it before pretraining (`contrastive_terms`). What the encoder guesses of the document is masked in both passes,
+    and both count as masked language modelling beside the order, with weight 1. A text of which no two unlike sets were
+    drawn counts for neither.
 
     Args:
         backbone: The encoder, of a family whose classifiers of pairs are BERT's or RoBERTa's.
         loss: `logistic`, -log σ(s⁺ - s⁻), or `hinge`, max(0, 1 - s⁺ + s⁻), the paper's. (The authors' code puts scores
             through a softmax first: its gradient vanishes for pairs that are far out of order.)
+        sets: Where the sets come from: `prop`, the language model, or `bprop`, the base's attention.
+        temperature: Of `bprop`'s chances.
     """
 
     caution: ClassVar[str] = (
@@ -52,13 +60,20 @@ class WordSetOrder(Term):
     )
     uses_word_sets: ClassVar[bool] = True
 
-    def __init__(self, backbone: Backbone, *, loss: str = "logistic") -> None:
+    def __init__(
+        self, backbone: Backbone, *, loss: str = "logistic", sets: str = "prop", temperature: float = TEMPERATURE
+    ) -> None:
         super().__init__(backbone)
         kind = backbone.config.model_type
         if kind not in SEPARATORS:
             raise InputError(f"the base is a {kind} model; word_set_order supports {', '.join(SEPARATORS)}: choose one")
         if loss not in LOSSES:
             raise InputError(f"loss is {loss!r}; expected {' or '.join(LOSSES)}")
+        if sets not in SETS:
+            raise InputError(f"sets is {sets!r}; expected {' or '.join(SETS)}")
+        if sets == "prop" and temperature != TEMPERATURE:
+            raise InputError(f"temperature is {temperature}, which sets of words of prop have not; take sets bprop")
+        check_temperature(temperature)
         settings: Any = backbone.layer_settings()
         self.loss, self.separators = loss, SEPARATORS[kind]
         self.dense = nn.Linear(settings.hidden_size, settings.hidden_size)

@@ -8,6 +8,7 @@ import pytest
 import evaluation
 from evaluation import commands
 from evaluation.known_items import split_known_items
+from evaluation.opening import Opened
 from evaluation.runs import make_ranking, write_run
 from evaluation.testsets import load_dataset, write_collection
 from indexes.errors import InputError
@@ -35,9 +36,12 @@ def toy(tmp_path):
 
 @pytest.fixture
 def opened(monkeypatch):
-    opened = commands._Opened(Everything(), {"encoder fingerprint": "e" * 64})
-    monkeypatch.setattr(commands, "_open_encoder", lambda name, testset, cache: opened)
-    monkeypatch.setattr(commands, "_open_index", lambda folder, testset: opened)
+    searcher, made_by = Everything(), {"encoder fingerprint": "e" * 64}
+    of_encoder = Opened("some", searcher, made_by, ("dense",))
+    of_index = Opened("some", searcher, made_by, searcher.modes)
+    monkeypatch.setattr(commands, "open_encoder", lambda name, testset, *, cache, sparse: of_encoder)
+    monkeypatch.setattr(commands, "open_index", lambda folder, testset, *, sparse: of_index)
+    monkeypatch.setattr(commands, "open_system", lambda spec, testset, *, cache: of_encoder)
 
 
 def test_a_run_file_is_measured(toy, tmp_path, capsys):
@@ -79,6 +83,7 @@ def test_run_files_side_by_side(toy, tmp_path):
         ({"encoder": "some", "hybrid": True}, ["lexical", "dense", "hybrid"]),
         ({"encoder": "some", "mode": ["dense", "lexical"]}, ["dense", "lexical"]),
         ({"index": "some"}, ["lexical", "dense", "hybrid"]),
+        ({"system": "some"}, ["dense"]),
     ],
 )
 def test_the_systems_follow_from_the_options(toy, tmp_path, opened, options, systems):
@@ -92,26 +97,25 @@ def test_the_systems_follow_from_the_options(toy, tmp_path, opened, options, sys
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "found none of --encoder, --index and --run; give exactly one"),
+        ({}, "found none of --encoder, --index, --run and --system; give exactly one"),
         ({"encoder": "a", "index": "b"}, "found --encoder and --index of"),
         ({"run": "a", "hybrid": True}, "a run file was searched already"),
         ({"encoder": "a", "hybrid": True, "mode": ["dense"]}, "give one or the other"),
         ({"encoder": "a", "mode": ["sparse"]}, "unknown mode 'sparse'; known are lexical, dense, hybrid"),
-        ({"index": "a", "cache": "b"}, "--cache is where --encoder keeps its vectors"),
+        ({"index": "a", "cache": "b"}, "--cache is where --encoder and --system keep what they make"),
+        ({"system": "bm25", "mode": ["lexical"]}, "and so does --system; leave them out"),
+        ({"system": "bm25", "sparse": "a"}, "--sparse goes with --encoder or --index"),
+        ({"run": ["a"], "sparse": "a"}, "--sparse goes with --encoder or --index"),
+        (
+            {"index": "a", "rerank_depth": 3},
+            "--rerank-depth is how far --rerank goes; give a cross-encoder by --rerank",
+        ),
         ({"encoder": "a", "measure": ["F1"]}, "unknown measure 'F1'"),
     ],
 )
 def test_options_that_do_not_agree_are_refused(toy, options, message):
     with pytest.raises(InputError, match=message):
         commands.evaluate(str(toy), **options)
-
-
-def test_the_cache_goes_by_fingerprints(toy, tmp_path, monkeypatch):
-    testset = load_dataset(toy)
-    folder = commands._cache_folder(tmp_path, testset, "e" * 64)
-    assert folder == tmp_path / f"{testset.corpus_fingerprint[:24]}-{'e' * 24}"
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-    assert commands._cache_folder(None, testset, "e" * 64).parent == tmp_path / "home" / "retrokit"
 
 
 def test_a_collection_is_made_from_known_items(tmp_path, monkeypatch):
@@ -140,9 +144,12 @@ def test_every_public_name_is_there_and_a_function_is_never_hidden_by_a_module()
 
 def test_importing_everything_loads_no_torch():
     modules = (
-        "commands, known_items, measures, page, presentation, qrels, report, runs, significance, systems, testsets, "
-        "compare_commands, comparison, comparison_report, costs, inspection, leakage, lineup"
+        "compare_commands, comparison, comparison_report, costs, inspection, leakage, lineup, "
+        "anchors, benchmark_commands, commands, correlation, dataset_commands, downloads, expected, hub_layout, "
+        "known_items, library_sources, long_sets, measures, mteb_adapter, mteb_tasks, opening, page, pair_commands, "
+        "pairs_sets, prepared, presentation, qrels, report, runs, significance, sources, stored, sts, systems, "
+        "testsets, trec_files"
     )
-    heavy = {"torch", "transformers", "faiss"}
+    heavy = {"torch", "transformers", "faiss", "mteb", "scipy", "sklearn"}
     code = f"import sys; from evaluation import {modules}; assert not {heavy} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,4 +1,6 @@
 import json
+from dataclasses import replace
+from html import escape
 from html.parser import HTMLParser
 
 import numpy as np
@@ -11,6 +13,7 @@ from evaluation.runs import make_ranking, read_run
 from evaluation.systems import evaluate_run, merge
 from evaluation.testsets import Profile, TestSet
 from indexes.errors import InputError
+from retrieval.documents import Document
 
 NASTY = "<script>alert('x')</script> & \"quotes\" | pipe"
 VOID = {"meta", "br", "rect", "path"}
@@ -28,7 +31,7 @@ def make_report(names=("base", "fused & tuned"), queries=30):
             for query in texts
         }
         reports[name] = evaluate_run(run, testset, name=name, made_by={"encoder": NASTY})
-    return merge(reports)
+    return replace(merge(reports), documents=None)  # there is no corpus
 
 
 class Page(HTMLParser):
@@ -77,6 +80,35 @@ def test_one_system_has_nothing_to_be_compared_with():
     assert "differ most" not in text
     assert 'class="best"' not in text
     assert "**" not in as_markdown(make_report(["only"]))
+
+
+def test_documents_are_shown_with_their_texts_where_the_corpus_has_them():
+    report = make_report()
+    read = []
+
+    def documents():
+        read.append(1)
+        return iter([Document("<b>", NASTY, "A title"), Document("d1", "word " * 100), Document("unseen", "nowhere")])
+
+    plain = as_html(report)
+    text = as_html(replace(report, documents=documents))
+    assert read == [1]
+    assert f'<code>&lt;b&gt;</code> <span class="soft">A title {escape(NASTY)}</span>' in text
+    assert f'<code>d1</code> <span class="soft">{("word " * 24)[:119].rstrip()}…</span>' in text
+    assert "nowhere" not in text
+    assert "<code>d2</code></li>" in text
+    assert Page(text).open == []
+    assert "A title" not in plain
+    assert plain.count("<article>") == text.count("<article>") == 10
+
+    def gone():
+        raise InputError("corpus.jsonl: no such <file>")
+
+    text = as_html(replace(report, documents=gone))
+    assert "Texts of documents are left out: corpus.jsonl: no such &lt;file&gt;." in text
+    assert Page(text).open == []
+    only = make_report(["only"])
+    as_html(replace(only, documents=gone))  # nothing to show, nothing read
 
 
 def test_the_queries_shown_differ_most():

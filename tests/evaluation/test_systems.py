@@ -41,7 +41,7 @@ def testset(tmp_path):
     write_collection(
         tmp_path / "toy", documents, queries, {"test": {"q1": {"d1": 1}, "q2": {"d2": 1}}, "dev": {"q1": {"d2": 1}}}
     )
-    return load_dataset(tmp_path / "toy")
+    return load_dataset(tmp_path / "toy", drop_self_matches=False)
 
 
 def test_each_mode_is_a_system_and_the_last_is_the_main_one(testset):

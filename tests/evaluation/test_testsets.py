@@ -99,7 +99,6 @@ def test_profiles_go_by_the_name_of_the_dataset(tmp_path, name):
         ("q1\td1", "line 2: found 2 columns in .* expected three columns separated by tabs"),
         ("q1 0 d1 1", "line 2: found 1 columns"),
         ("q1\td1\thigh", "line 2: grade 'high'; expected a whole number"),
-        ("q1\td1\t0.5", "line 2: grade '0.5'"),
         ("q1\td1\tnan", "line 2: grade 'nan'"),
         ("q1\td2\t1", "line 2: document 'd2' of query 'q1' has grade 1 here and 0 before; expected one grade"),
     ],

@@ -126,6 +126,72 @@ def test_another_run_over_the_same_working_state_is_refused(task, tmp_path, mode
     assert (tmp_path / "out.partial" / "run.json").is_file()
 
 
+class Killed(Exception):
+    pass
+
+
+def kill_at(step):
+    def on_progress(done, total):
+        if done == step:
+            raise Killed
+
+    return on_progress
+
+
+def same_weights(one, other):
+    found = [load_file(folder / "model.safetensors") for folder in (one, other)]
+    return all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+
+
+def test_terms_are_read_once_and_a_killed_run_ends_alike(task, tmp_path, model_folder, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    options = {"pairs": None, "samplers": ("terms",), "terms_temperature": 0.2}
+    notes = []
+    alone = run(task, tmp_path / "alone", model_folder, **options, on_note=notes.append)
+    assert "reading 120 texts once for what the encoder attends to" in notes
+    assert alone.card["configuration"]["terms_temperature"] == "0.2"
+    monkeypatch.setattr("pretraining.attended_words.first_token_attention", None)  # it would be called to read again
+    with pytest.raises(Killed):
+        run(task, tmp_path / "killed", model_folder, **options, on_progress=kill_at(3))
+    run(task, tmp_path / "killed", model_folder, **options)
+    assert same_weights(tmp_path / "alone", tmp_path / "killed")
+    assert run(task, tmp_path / "alone", model_folder, **options).already_complete
+    run(task, tmp_path / "hotter", model_folder, **{**options, "terms_temperature": 2.0})
+    assert not same_weights(tmp_path / "alone", tmp_path / "hotter")
+    with pytest.raises(InputError, match=r"made otherwise \(pairs: .*terms_temperature: 0.05 ≠ 0.2|terms_temperature"):
+        run(task, tmp_path / "alone", model_folder, **{**options, "terms_temperature": None})
+
+
+def test_another_encoder_may_say_what_words_are_drawn(task, tmp_path, model_folder, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    other = make_model(tmp_path / "other", seed=5)
+    options = {"pairs": None, "samplers": ("terms",)}
+    one = run(task, tmp_path / "one", model_folder, **options).card["configuration"]
+    two = run(task, tmp_path / "two", model_folder, **options, terms_model=str(other)).card["configuration"]
+    assert one["encoder"] == two["encoder"] == one["terms_model"] != two["terms_model"]
+    assert one["pairs"] != two["pairs"]
+
+
+def test_links_are_learned_from(tmp_path, model_folder):
+    rng = np.random.default_rng(0)
+    lines = []
+    for number in range(40):
+        text = " ".join(f"{' '.join(rng.choice(WORDS, size=6)).capitalize()}." for _ in range(8))
+        links = [f"p{one}" for one in rng.choice(40, size=3)] + ["gone"]
+        lines.append(json.dumps({"_id": f"p{number}", "text": text, **({"links": links} if number % 4 else {})}))
+    (tmp_path / "pages.jsonl").write_text("\n".join(lines) + "\n")
+    notes, options = [], dict(encoder=str(model_folder), samplers=("links",), **OPTIONS)
+    result = adapt(tmp_path / "pages.jsonl", tmp_path / "out", on_note=notes.append, **options)
+    assert any(line.startswith("links left out: 30 to unknown ids, ") for line in notes)
+    assert set(result.card["checks"]) == {"0", "2", "4", "6"}
+    assert Encoder.load(str(tmp_path / "out")).encode_queries(WORDS).shape == (16, 32)
+    assert adapt(tmp_path / "pages.jsonl", tmp_path / "out", **options).already_complete
+    lines[1] = lines[1].replace('"gone"', '"p2"')
+    (tmp_path / "pages.jsonl").write_text("\n".join(lines) + "\n")
+    with pytest.raises(InputError, match=r"made otherwise \(pairs: "):
+        adapt(tmp_path / "pages.jsonl", tmp_path / "out", **options)
+
+
 def test_held_out_documents_are_never_learned_from():
     pairs = [Pair(f"q{number}{part}", f"text {number}", f"d{number}") for number in range(50) for part in "ab"]
     learned, held_out = hold_out(pairs, AdaptConfig("e", held_out=10))
@@ -212,6 +278,10 @@ def test_held_out_ndcg_by_hand():
         ({"temperature": 0}, "temperature is 0; expected above 0"),
         ({"precision": "int8"}, "precision is 'int8'"),
         ({"samplers": ("magic",)}, "sampler 'magic' is unknown"),
+        ({"samplers": ("links",)}, "none of 120 documents links to another one"),
+        ({"terms_temperature": 0.1}, "terms_temperature is an option of the sampler terms, which is not used"),
+        ({"terms_model": "other", "samplers": ("span",)}, "terms_model is an option of the sampler terms"),
+        ({"terms_temperature": 0.0, "samplers": ("terms",)}, "the temperature of word sets is 0.0; expected above 0"),
         ({"objective": "magic"}, "objective is 'magic'; expected mlm, bowdpr, retromae"),
         ({"objective": "mirror"}, "mirror needs other texts beside each document, which adapt has not"),
         ({"objective": "cocondenser"}, "cocondenser needs two spans of each document; adapt reads documents whole"),

@@ -7,16 +7,19 @@ from sentence_transformers import CrossEncoder
 from transformers import BertConfig, BertForMaskedLM, RobertaConfig, RobertaModel
 
 from indexes.errors import InputError
-from pretraining import pretrain
+from pretraining import attended_words, pretrain
 from pretraining.backbones import Backbone
+from pretraining.base import load_base
 from pretraining.configuration import PretrainConfig
+from pretraining.contrastive_terms import ContrastiveTerms
 from pretraining.cross_encoder import classifier
 from pretraining.masking import Batch
 from pretraining.terms.word_order import WordSetOrder, joined, order_loss
 from pretraining.token_writer import write_tokens
 from pretraining.tokens import LONGEST_SET, Accompanied
 from pretraining.training import open_windows
-from pretraining.word_sets import words_of
+from pretraining.window_words import open_word_sets, prepare_word_sets
+from pretraining.word_sets import SetOptions, WordCounts, words_of
 from retrieval.documents import Document, read_documents
 
 WORDS, TEXTS = ["river", "green paper", ""], ["walking stones at night", "music", "train house water"]
@@ -88,15 +91,23 @@ def test_word_sets_are_drawn_anew_from_each_window(long_corpus, base, tokenizer,
     assert better_is_likelier > 3.2 * len(data)
 
 
-def test_a_run_ends_with_a_cross_encoder(base, long_corpus, tokenizer, tmp_path):
+@pytest.fixture
+def longer(tokenizer, tmp_path):
+    torch.manual_seed(0)
+    sizes = dict(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, initializer_range=0.5
+    )
+    config = BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **sizes)
+    BertForMaskedLM(config).save_pretrained(tmp_path / "longer")
+    tokenizer.save_pretrained(tmp_path / "longer")
+    return tmp_path / "longer"
+
+
+def test_a_run_ends_with_a_cross_encoder(base, longer, long_corpus, tmp_path):
     options = dict(max_steps=4, batch_size=8, max_length=20, save_steps=2, learning_rate=1e-2, objective="prop")
     with pytest.raises(InputError, match="max_length is 20; the base has 32 positions, 32 of them for words before"):
         pretrain(long_corpus, tmp_path / "model", base=base, **options)
-    longer, notes = tmp_path / "longer", []
-    torch.manual_seed(0)
-    sizes = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
-    BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **sizes)).save_pretrained(longer)
-    tokenizer.save_pretrained(longer)
+    notes = []
     pretrain(long_corpus, tmp_path / "whole", base=longer, **options, on_note=notes.append)
     assert any("word_set_order: for cross-encoders" in line for line in notes)
 
@@ -111,6 +122,95 @@ def test_a_run_ends_with_a_cross_encoder(base, long_corpus, tokenizer, tmp_path)
         assert (tmp_path / "model" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     found = CrossEncoder(str(tmp_path / "model" / "cross-encoder"), device="cpu")
     assert found.predict([("river", "river stone")], show_progress_bar=False).shape == (1,)
+
+
+def test_counts_of_words_are_made_once(longer, long_corpus, tmp_path, monkeypatch):
+    options = dict(max_steps=2, batch_size=8, max_length=20, save_steps=1, objective="prop", base=longer)
+
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(long_corpus, tmp_path / "model", **options, on_progress=stop)
+    config = PretrainConfig(**options)
+    window = open_word_sets(tmp_path / "model.partial" / "tokens", config.parsed.word_sets)
+    monkeypatch.setattr(WordCounts, "of", None)  # which would be called if they were made anew
+    again = open_word_sets(tmp_path / "model.partial" / "tokens", config.parsed.word_sets)
+    assert [again(row, np.random.default_rng(row)) for row in range(30)] == [
+        window(row, np.random.default_rng(row)) for row in range(30)
+    ]
+    pretrain(long_corpus, tmp_path / "model", **options)
+
+
+BPROP = dict(max_steps=4, batch_size=8, max_length=20, save_steps=2, learning_rate=1e-2, objective="bprop")
+
+
+def test_a_run_over_attended_words_goes_on_with_the_same_bits(longer, long_corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(attended_words, "_DOCUMENTS_AT_ONCE", 16)
+    notes, options = [], {**BPROP, "base": longer, "word_temperature": 0.2}
+    card = pretrain(long_corpus, tmp_path / "whole", **options, on_note=notes.append).card
+    assert card["configuration"]["objective"]["word_set_order"]["temperature"] == 0.2
+    assert any(line.endswith("texts once for what the encoder attends to") for line in notes)
+    calls, real = [], attended_words.first_token_attention
+
+    def attention(*given):
+        if len(calls) == 1:
+            calls.append("killed")
+            raise KeyboardInterrupt
+        calls.append("read")
+        return real(*given)
+
+    monkeypatch.setattr(attended_words, "first_token_attention", attention)
+
+    def stop(done, total):
+        if done == 3:
+            raise KeyboardInterrupt
+
+    for _ in range(2):  # killed while it reads, then while it trains
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(long_corpus, tmp_path / "model", **options, on_progress=stop)
+    read = len(calls)
+    assert pretrain(long_corpus, tmp_path / "model", **options).resumed_from == 2
+    assert len(calls) == read > 3, "nothing is read again"
+    for name in ("model.safetensors", "heads/model.safetensors", "cross-encoder/model.safetensors", "log.jsonl"):
+        assert (tmp_path / "model" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    with pytest.raises(InputError, match="made otherwise"):
+        pretrain(long_corpus, tmp_path / "model", **{**options, "word_temperature": 0.3})
+
+
+def test_sets_of_attended_words_are_those_of_the_window(longer, long_corpus, tokenizer, tmp_path):
+    config = PretrainConfig(base=longer, max_length=20, objective="prop", word_sets="bprop", word_temperature=0.3)
+    base = load_base(str(longer), config.parsed, config.masks, pooling=None, seed=0)
+    write_tokens(read_documents(long_corpus), tokenizer, tmp_path / "t", max_length=20, extras=config.extras)
+    with pytest.raises(InputError, match="expected a attended-words folder"):
+        open_windows(tmp_path / "t", config, tokenizer)
+    prepare_word_sets(tmp_path / "t", config, base, lambda _: None)
+    data, terms = open_windows(tmp_path / "t", config, tokenizer), ContrastiveTerms(tmp_path / "attended-words")
+    found = 0
+    for number in range(3 * len(data)):
+        others, scores = data[number]["others"], terms.scores(number % len(data))
+        own = words_of(tokenizer.decode(data[number]["ids"]))
+        sets = [tokenizer.decode(others[name]["ids"]).split() for name in ("better", "worse")]
+        assert [tokenizer.decode(data[number]["others"][name]["ids"]).split() for name in ("better", "worse")] == sets
+        if not sets[0]:
+            continue
+        found += 1
+        assert len(sets[0]) == len(sets[1])
+        assert {*sets[0], *sets[1]} <= set(own)
+        better, worse = (sum(scores[word] for word in one) for one in sets)
+        assert better > worse
+    assert found > len(data)
+
+
+def test_word_sets_are_an_option_of_objectives_that_have_them(base):
+    with pytest.raises(InputError, match="sets is an option of word_set_order, which the objective has not"):
+        PretrainConfig(base=base, objective="mlm", word_sets="bprop")
+    assert PretrainConfig(base=base, objective="bprop").parsed.word_sets == SetOptions("bprop", 0.05)
+    assert PretrainConfig(base=base, objective="prop").parsed.word_sets == SetOptions("prop", 0.05)
+    assert PretrainConfig(base=base, objective="mlm").parsed.word_sets is None
+    two = {"word_set_order": {"sets": "bprop"}, "word_set_order/other": 1.0}
+    with pytest.raises(InputError, match="draw word sets in unlike ways; give them the same options"):
+        PretrainConfig(base=base, objective=two)
 
 
 def test_the_cross_encoder_scores_as_the_term_does(make_model, tokenizer, tmp_path):
@@ -146,7 +246,12 @@ def test_robertas_classifier_scores_as_the_term_does(tokenizer):
 
 @pytest.mark.parametrize(
     ("given", "message"),
-    [({"loss": "x"}, "loss is 'x'; expected logistic or hinge")],
+    [
+        ({"loss": "x"}, "loss is 'x'; expected logistic or hinge"),
+        ({"sets": "x"}, "sets is 'x'; expected prop or bprop"),
+        ({"temperature": 0.5}, "temperature is 0.5, which sets of words of prop have not; take sets bprop"),
+        ({"sets": "bprop", "temperature": 0.0}, "the temperature of word sets is 0.0; expected above 0"),
+    ],
 )
 def test_options_are_checked(make_model, given, message):
     with pytest.raises(InputError, match=message):

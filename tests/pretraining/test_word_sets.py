@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from indexes.errors import InputError
-from pretraining.word_sets import WordSetSampler, words_of
+from pretraining.word_sets import WordCounts, WordSetSampler, words_at, words_of
 from retrieval.documents import Document
 
 RNG = np.random.default_rng(0)
@@ -20,7 +20,7 @@ DOCUMENTS = [
 
 @pytest.fixture(scope="module")
 def sampler():
-    return WordSetSampler(DOCUMENTS, least=5)
+    return WordSetSampler(WordCounts.of(DOCUMENTS), least=5)
 
 
 def test_words_are_letters_without_stop_words():
@@ -66,4 +66,25 @@ def test_words_are_drawn_by_their_chance_and_kept_the_rarer_the_oftener_they_are
 def test_what_has_no_words_has_no_sets(sampler):
     assert sampler.draw(Document("e", "42 of the"), np.random.default_rng(0)) is None
     with pytest.raises(InputError, match="no word occurs 10 times in 1 documents"):
-        WordSetSampler([Document("a", "one river")])
+        WordSetSampler(WordCounts.of([Document("a", "one river")]))
+
+
+def test_counts_are_kept_as_they_are(sampler, tmp_path):
+    counts = WordCounts.of(DOCUMENTS)
+    counts.save(tmp_path / "counts", "a" * 64)
+    again = WordSetSampler(WordCounts.saved(tmp_path / "counts", "a" * 64), least=5)
+    for seed in range(20):
+        drawn = again.draw(DOCUMENTS[seed], np.random.default_rng(seed))
+        assert drawn == sampler.draw(DOCUMENTS[seed], np.random.default_rng(seed))
+    assert WordCounts.saved(tmp_path / "counts", "b" * 64) is None
+    assert WordCounts.saved(tmp_path / "none", "a" * 64) is None
+    (tmp_path / "counts" / "held.npy").write_bytes(b"")
+    assert WordCounts.saved(tmp_path / "counts", "a" * 64) is None
+    counts.save(tmp_path / "counts", "b" * 64)
+    assert WordCounts.saved(tmp_path / "counts", "b" * 64).mean_length == counts.mean_length
+
+
+def test_words_are_where_their_first_letters_are():
+    text = "The River-bank of 42 trees; it's Naïve"
+    assert [word for word, _ in words_at(text)] == words_of(text)
+    assert all(text[start : start + len(word)].lower() == word for word, start in words_at(text))

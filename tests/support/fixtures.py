@@ -58,3 +58,17 @@ def make_sparse(folder: Path, *, seed: int = 0, **options) -> Path:
     modules = [MLMTransformer(str(plain), max_seq_length=32), SpladePooling("max")]
     SparseEncoder(modules=modules, device="cpu", **options).save_pretrained(str(folder))
     return folder
+
+
+def make_cross_encoder(folder: Path, *, seed: int = 0, labels: int = 1) -> Path:
+    """A random cross-encoder of one layer over the same vocabulary, as transformers saves classifiers of pairs."""
+    import torch
+    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+
+    base = make_model(folder.parent / f"{folder.name}-dense")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    torch.manual_seed(seed)
+    config = BertConfig(vocab_size=len(tokenizer), num_hidden_layers=1, num_labels=labels, **SIZES)
+    BertForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
