@@ -10,7 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from evaluation.anchors import anchors_for
+    from evaluation.comparison import compare
+    from evaluation.comparison_report import write_comparison
+    from evaluation.inspection import look_closer
     from evaluation.known_items import KnownItems, split_known_items, write_known_items
+    from evaluation.lineup import measure_systems
     from evaluation.measures import DEFAULT_MEASURES, means, score_run
     from evaluation.mteb_adapter import as_mteb_encoder, as_mteb_search
     from evaluation.mteb_tasks import as_mteb_task
@@ -21,6 +25,15 @@ if TYPE_CHECKING:
     from evaluation.qrels import Qrels
     from evaluation.report import as_json, as_markdown, write_report
     from evaluation.runs import Ranking, Run, make_ranking, read_run, write_run
+    from evaluation.significance import (
+        Paired,
+        bootstrap_interval,
+        holm,
+        paired,
+        paired_t_test,
+        randomisation_test,
+        suite_interval,
+    )
     from evaluation.sts import PairReport, evaluate_pairs
     from evaluation.systems import Report, Searcher, SystemResult, evaluate, evaluate_run, merge
     from evaluation.testsets import Profile, TestSet, load_dataset, to_beir_dir, write_collection
@@ -33,6 +46,7 @@ _HOMES = {
     "Opened": "opening",
     "PairReport": "sts",
     "PairSet": "pairs_sets",
+    "Paired": "significance",
     "Profile": "testsets",
     "Qrels": "qrels",
     "Ranking": "runs",
@@ -49,20 +63,30 @@ _HOMES = {
     "as_mteb_encoder": "mteb_adapter",
     "as_mteb_search": "mteb_adapter",
     "as_mteb_task": "mteb_tasks",
+    "bootstrap_interval": "significance",
+    "compare": "comparison",
     "evaluate": "systems",
     "evaluate_pairs": "sts",
     "evaluate_run": "systems",
+    "holm": "significance",
     "load_dataset": "testsets",
     "load_pairs": "pairs_sets",
+    "look_closer": "inspection",
     "make_ranking": "runs",
     "means": "measures",
+    "measure_systems": "lineup",
     "merge": "systems",
     "open_system": "opening",
+    "paired": "significance",
+    "paired_t_test": "significance",
+    "randomisation_test": "significance",
     "read_run": "runs",
     "score_run": "measures",
     "split_known_items": "known_items",
+    "suite_interval": "significance",
     "to_beir_dir": "testsets",
     "write_collection": "testsets",
+    "write_comparison": "comparison_report",
     "write_known_items": "known_items",
     "write_report": "report",
     "write_run": "runs",
@@ -76,6 +100,7 @@ __all__ = [
     "Opened",
     "PairReport",
     "PairSet",
+    "Paired",
     "Profile",
     "Qrels",
     "Ranking",
@@ -92,20 +117,30 @@ __all__ = [
     "as_mteb_encoder",
     "as_mteb_search",
     "as_mteb_task",
+    "bootstrap_interval",
+    "compare",
     "evaluate",
     "evaluate_pairs",
     "evaluate_run",
+    "holm",
     "load_dataset",
     "load_pairs",
+    "look_closer",
     "make_ranking",
     "means",
+    "measure_systems",
     "merge",
     "open_system",
+    "paired",
+    "paired_t_test",
+    "randomisation_test",
     "read_run",
     "score_run",
     "split_known_items",
+    "suite_interval",
     "to_beir_dir",
     "write_collection",
+    "write_comparison",
     "write_known_items",
     "write_report",
     "write_run",

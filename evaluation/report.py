@@ -63,20 +63,20 @@ def as_markdown(report: Report) -> str:
         cells = [
             f"**{value:.4f}**" if value == best.get(name) else f"{value:.4f}" for name, value in result.metrics.items()
         ]
-        rows.append("| " + " | ".join([_plain(system), *cells]) + " |")
+        rows.append("| " + " | ".join([plain(system), *cells]) + " |")
     lines = [
-        f"# {_plain(report.dataset)} ({_plain(report.split)})",
+        f"# {plain(report.dataset)} ({plain(report.split)})",
         "",
-        f"{_plain(headline(report))}.",
+        f"{plain(headline(report))}.",
         "",
         "| system | " + " | ".join(report.measures) + " |",
         "|---|" + "---:|" * len(report.measures),
         *rows,
         "",
-        *_section("Notices", report.notices),
+        *section("Notices", report.notices),
         *_published(report),
-        *_section("Conventions", [f"{name}: {text}" for name, text in conventions(report).items()]),
-        *_section("Made by", [f"{name}: {text}" for name, text in report.made_by.items()]),
+        *section("Conventions", [f"{name}: {text}" for name, text in conventions(report).items()]),
+        *section("Made by", [f"{name}: {text}" for name, text in report.made_by.items()]),
         f"Dataset fingerprint: `{report.fingerprint}`",
         "",
     ]
@@ -101,20 +101,21 @@ def _published(report: Report) -> list[str]:
     if not found:
         return []
     rows = [
-        f"| {_plain(one.anchor.system)} | {_plain(one.anchor.measure)} | {one.anchor.value:.4f} | {one.yours:.4f} | "
-        f"{one.yours - one.anchor.value:+.4f} | {_plain(one.same_convention)} | {_plain(one.anchor.source)} |"
+        f"| {plain(one.anchor.system)} | {plain(one.anchor.measure)} | {one.anchor.value:.4f} | {one.yours:.4f} | "
+        f"{one.yours - one.anchor.value:+.4f} | {plain(one.same_convention)} | {plain(one.anchor.source)} |"
         for one in found
     ]
     head = ["| system | measure | published | yours | difference | same convention? | source |"]
-    line = _plain(published_of(report))
+    line = plain(published_of(report))
     return ["## Published figures", "", line, "", *head, "|---|---|---:|---:|---:|---|---|", *rows, ""]
 
 
-def _section(title: str, lines: tuple[str, ...] | list[str]) -> list[str]:
-    return [f"## {title}", "", *(f"- {_plain(line)}" for line in lines), ""] if lines else []
+def section(title: str, lines: tuple[str, ...] | list[str]) -> list[str]:
+    """The lines of a Markdown section with a list of texts; none if there are none."""
+    return [f"## {title}", "", *(f"- {plain(line)}" for line in lines), ""] if lines else []
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text on one line that Markdown shows as it is."""
     return re.sub(r"([\\`*_{}\[\]<>|#~])", r"\\\1", " ".join(text.split()))
 

@@ -15,10 +15,10 @@ from indexes.errors import InputError
 from pretraining.contamination import TestQueries, read_test_queries
 from pretraining.duplicates import ExactDuplicates, NearDuplicates
 from pretraining.mixture import Mixture
-from pretraining.shingles import normalised
 from pretraining.token_writer import Extras, write_tokens
 from pretraining.tokens import Rows
 from retrieval.documents import Document, document_bytes, read_documents
+from retrieval.shingles import normalised
 
 DEDUPLICATE = ("none", "exact", "near")
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from indexes.checksums import fingerprint
 from indexes.errors import InputError
-from pretraining.shingles import normalised, shingle_hashes
 from retrieval.documents import Document
+from retrieval.shingles import normalised, shingle_hashes
 
 _NAMES = ("queries.jsonl", "queries.jsonl.gz", "queries.jsonl.zst")
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
+from retrieval.web_page import ticks
+
 STYLE = """
 .curves { display: grid; grid-template-columns: repeat(auto-fill, minmax(17.5rem, 1fr)); gap: 1.1rem 1.4rem; }
 .curves figure { max-width: none; }
@@ -35,17 +37,6 @@ def binned(steps: Sequence[int], values: Sequence[float], most: int = _MOST_POIN
     edges = [len(values) * number // count for number in range(count + 1)] if count else []
     parts = [(steps[start:end], values[start:end]) for start, end in itertools.pairwise(edges)]
     return [Bin(math.fsum(at) / len(at), math.fsum(of) / len(of), min(of), max(of)) for at, of in parts]
-
-
-def ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Round numbers from low to high, both included in the range: steps of 1, 2 or 5 times a power of ten."""
-    if not high > low:
-        return [low]
-    rough = (high - low) / most
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * (1 - 1e-9))
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [number * step for number in range(first, last + 1)]
 
 
 def curve(

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from indexes.errors import InputError
-from pretraining.shingles import mixed, shingle_hashes
+from retrieval.shingles import mixed, shingle_hashes
 from retrieval.sorted_runs import SortedRuns
 
 SHINGLE = 5

@@ -37,6 +37,7 @@ COMMANDS = {
     "distill": "pretraining.shape_commands:distill",
     "evaluate": "evaluation.commands:evaluate",
     "collection": "evaluation.commands:collection",
+    "compare": "evaluation.compare_commands:compare_systems",
     "mteb": "evaluation.benchmark_commands:mteb",
     "anchors": "evaluation.benchmark_commands:anchors",
     "dataset": "evaluation.dataset_commands:dataset",

@@ -1,5 +1,6 @@
 """Web pages of one file, readable on a phone and in the dark, without scripts and without anything to load."""
 
+import math
 from collections.abc import Mapping
 from html import escape
 
@@ -63,3 +64,14 @@ def definitions(title: str, entries: Mapping[str, str]) -> str:
     """A list of names and what they are, under a heading."""
     items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in entries.items())
     return f"<h2>{escape(title)}</h2>\n<dl>{items}</dl>"
+
+
+def ticks(low: float, high: float, most: int = 5) -> list[float]:
+    """Round numbers from low to high, both included in the range: steps of 1, 2 or 5 times a power of ten."""
+    if not high > low:
+        return [low]
+    rough = (high - low) / most
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * (1 - 1e-9))
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [number * step for number in range(first, last + 1)]

@@ -21,8 +21,8 @@ from benchmarks.setting import save, scifact
 from pretraining.cleaning import Cleaner, CleaningOptions
 from pretraining.contamination import TestQueries, read_test_queries
 from pretraining.duplicates import SHINGLE, NearDuplicates, chance_found
-from pretraining.shingles import normalised
 from retrieval.documents import Document, read_documents
+from retrieval.shingles import normalised
 
 COLLECTIONS = ("scifact", "cranfield", "cisi", "cacm", "npl")
 MANY = 200_000

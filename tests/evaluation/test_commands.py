@@ -144,6 +144,7 @@ def test_every_public_name_is_there_and_a_function_is_never_hidden_by_a_module()
 
 def test_importing_everything_loads_no_torch():
     modules = (
+        "compare_commands, comparison, comparison_report, costs, inspection, leakage, lineup, "
         "anchors, benchmark_commands, commands, correlation, dataset_commands, downloads, expected, hub_layout, "
         "known_items, library_sources, long_sets, measures, mteb_adapter, mteb_tasks, opening, page, pair_commands, "
         "pairs_sets, prepared, presentation, qrels, report, runs, significance, sources, stored, sts, systems, "

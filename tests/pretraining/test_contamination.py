@@ -8,8 +8,8 @@ import pytest
 
 from indexes.errors import InputError
 from pretraining.contamination import TestQueries, read_test_queries
-from pretraining.shingles import normalised
 from retrieval.documents import Document
+from retrieval.shingles import normalised
 
 LONG = "How do neutrophils reach the site of a fresh wound?"
 

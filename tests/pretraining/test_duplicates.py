@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from indexes.errors import InputError
-from pretraining import duplicates, shingles
+from pretraining import duplicates
 from pretraining.duplicates import HASHES, ExactDuplicates, NearDuplicates, banding, chance_found, s_curve
-from pretraining.shingles import normalised, shingle_hashes
+from retrieval import shingles
+from retrieval.shingles import normalised, shingle_hashes
 
 
 def shingle_set(text: str, size: int = 5) -> set[tuple[str, ...]]:
