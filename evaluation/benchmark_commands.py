@@ -98,6 +98,10 @@ def _anchors_of(dataset: str) -> dict[str, Any]:
     found = anchors_for(dataset)
     if not found:
         raise InputError(f"no published figures for {dataset!r}; there are some for {', '.join(known_datasets())}")
-    rows = [[one.system, one.measure, f"{one.value:.4f}", one.convention, one.source] for one in found]
-    out.print(table(["system", "measure", "value", "convention", "source"], rows, title=dataset, numbers=False))
+    ways = list(dict.fromkeys((one.source, one.convention) for one in found))
+    numbers = {way: f"{number}" for number, way in enumerate(ways, start=1)}
+    rows = [[one.system, one.measure, f"{one.value:.4f}", numbers[one.source, one.convention]] for one in found]
+    out.print(table(["system", "measure", "value", "made as"], rows, title=dataset))
+    for (source, convention), number in numbers.items():
+        note(f"{number}: {source}; {convention}")
     return {"dataset": dataset, "anchors": [one._asdict() for one in found]}

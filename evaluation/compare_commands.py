@@ -8,7 +8,7 @@ import typer
 
 from evaluation.comparison import CORRECTIONS, Comparison, compare
 from evaluation.comparison_report import as_json, refuse_output, write_comparison
-from evaluation.comparison_text import MARKS, headline, p_text, verdicts, weakest
+from evaluation.comparison_text import MARKS, headline, p_text, published_lines, verdicts, weakest
 from evaluation.measures import DEFAULT_MEASURES, parse_measures
 from evaluation.systems import MODES
 from evaluation.testsets import TestSet, load_dataset
@@ -168,6 +168,8 @@ def _show(comparison: Comparison) -> None:
         out.print(sentence, markup=False)
     if sentence := weakest(comparison):
         out.print(sentence, markup=False)
+    for line in published_lines(comparison):
+        out.print(f"published, not tested: {line}", markup=False)
     for notice in comparison.notices:
         note(f"notice: {notice}")
 

@@ -16,6 +16,7 @@ from evaluation.comparison_text import (
     legend,
     p_text,
     power,
+    published_lines,
     verdicts,
     weakest,
 )
@@ -174,10 +175,7 @@ def as_markdown(comparison: Comparison) -> str:
     if comparison.published:
         lines += section(
             "Published figures, not tested",
-            [
-                f"{one.system}, {one.dataset}: {one.measure} {one.value:g} ({one.source}; {one.convention})"
-                for one in comparison.published
-            ],
+            published_lines(comparison),
         )
     lines += section("Cost", [f"{system}: {_cost_text(cost)}" for system, cost in comparison.costs.items()])
     lines += section(

@@ -93,6 +93,14 @@ def weakest(comparison: Comparison) -> str:
     )
 
 
+def published_lines(comparison: Comparison) -> list[str]:
+    """A line for each published figure: whose, what, from where and how it was made."""
+    return [
+        f"{one.system}, {one.dataset}: {one.measure} {one.value:g} ({one.source}; {one.convention})"
+        for one in comparison.published
+    ]
+
+
 def legend(comparison: Comparison) -> str:
     """What the marks mean."""
     return (
