@@ -1,6 +1,8 @@
 """The commands of evaluation: `retrokit evaluate` and `retrokit collection`."""
 
 import re
+from collections.abc import Mapping
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -9,8 +11,16 @@ import typer
 
 from evaluation.known_items import split_known_items, write_known_items
 from evaluation.measures import DEFAULT_MEASURES, parse_measures
+from evaluation.rankings import Ranking
 from evaluation.report import as_json, write_report
-from evaluation.runs import read_run
+from evaluation.runs import read_run, read_table
+from evaluation.search_commands import (
+    VectorsSearch,
+    check_search_options,
+    measure_vectors,
+    refuse_other_corpus,
+    with_recall,
+)
 from evaluation.systems import MODES, Report, Searcher, evaluate_run, merge
 from evaluation.systems import evaluate as evaluate_retriever
 from evaluation.testsets import TestSet, load_dataset
@@ -33,7 +43,10 @@ def evaluate(
     index: Annotated[Path | None, typer.Option(help="Evaluate this index folder.")] = None,
     run: Annotated[
         list[Path] | None,
-        typer.Option(help="Measure this TREC run file (plain or .gz); repeat for several side by side."),
+        typer.Option(help="Measure this run file (TREC's, plain or .gz, or .npz); repeat for several side by side."),
+    ] = None,
+    vectors: Annotated[
+        Path | None, typer.Option(help="Search this vectors folder exactly, block by block, however large it is.")
     ] = None,
     split: Annotated[str, typer.Option(help="Which qrels of the test collection.")] = "test",
     hybrid: Annotated[bool, typer.Option("--hybrid", help="Measure lexical, dense and both fused.")] = False,
@@ -50,24 +63,39 @@ def evaluate(
     cache: Annotated[
         Path | None,
         typer.Option(
-            help="Where --encoder keeps vectors and index, by fingerprint  [default: ~/.cache/retrokit; may be deleted]"
+            help="Where --encoder keeps vectors and index, and --vectors its hits, by fingerprint  "
+            "[default: ~/.cache/retrokit; may be deleted]"
         ),
+    ] = None,
+    against_exact: Annotated[
+        bool, typer.Option("--against-exact", help="How much of exact search's hits the --index finds: its recall.")
+    ] = False,
+    device: Annotated[str | None, typer.Option(help="Where --vectors are searched, such as cuda.")] = None,
+    memory_gb: Annotated[
+        float | None, typer.Option(help="What the search of --vectors may take, in 10^9 bytes  [default: 2]")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing --output folder.")] = False,
 ) -> None:
-    """Measure an encoder, an index or a run file on a test collection."""
+    """Measure an encoder, an index, a vectors folder or a run file on a test collection.
+
+    Killed while --vectors are searched? Run the same command again: it goes on where it was.
+    """
     if run and k is not None:
         raise InputError("-k says how many hits to search for, but a run file was searched already; leave it out")
     k = 1000 if k is None else k
     measures = [one.name for one in parse_measures(measure or _default_measures(k))]
-    modes = _wanted_modes(encoder, index, run, hybrid=hybrid, modes=mode)
-    if cache is not None and encoder is None:
-        raise InputError("--cache is where --encoder keeps its vectors; leave it out without --encoder")
+    modes = _wanted_modes(encoder, index, run, vectors, hybrid=hybrid, modes=mode)
+    if cache is not None and encoder is None and vectors is None:
+        raise InputError("--cache is where --encoder keeps its vectors; leave it out without --encoder or --vectors")
+    check_search_options(index, vectors, modes, against_exact=against_exact, device=device, memory_gb=memory_gb)
     if output is not None:
         refuse_existing(output, overwrite=overwrite)  # before the work, not after it
     testset = load_dataset(dataset, split)
     if run:
         report = merge({name: _measure_run(path, name, testset, measures) for name, path in _system_names(run).items()})
+    elif vectors is not None:
+        how = VectorsSearch(vectors, encoder, k, device, memory_gb)
+        report = measure_vectors(how, testset, measures, partial(_cache_folder, cache, testset), _versions())
     else:
         opened = _open_index(index, testset) if index is not None else _open_encoder(str(encoder), testset, cache)
         with progress("searching", "queries") as on_progress:
@@ -80,6 +108,8 @@ def evaluate(
                 made_by=opened.made_by | _versions(),
                 on_progress=on_progress,
             )
+        if against_exact:
+            report = with_recall(report, opened.searcher, opened.made_by["index factory"], testset)
     _show(report)
     _write(report, output, json, overwrite=overwrite)
 
@@ -127,7 +157,8 @@ def _default_measures(k: int) -> list[str]:
 
 def _measure_run(path: Path, name: str, testset: TestSet, measures: list[str]) -> Report:
     made_by = {"run file": path.name, **_versions()}
-    return evaluate_run(read_run(path), testset, name=name, measures=measures, made_by=made_by)
+    found: Mapping[str, Ranking] = read_table(path) if path.suffix == ".npz" else read_run(path)
+    return evaluate_run(found, testset, name=name, measures=measures, made_by=made_by, check_documents=True)
 
 
 def _system_names(paths: list[Path]) -> dict[str, Path]:
@@ -143,14 +174,24 @@ def _system_names(paths: list[Path]) -> dict[str, Path]:
 
 
 def _stem(path: Path) -> str:
-    """A run file's name without .trec, .run, .txt and .gz: the name of its system."""
-    return re.sub(r"\.(trec|run|txt)(\.gz)?$|\.gz$", "", path.name)
+    """A run file's name without .trec, .run, .txt, .gz and .npz: the name of its system."""
+    return re.sub(r"\.(trec|run|txt)(\.gz)?$|\.gz$|\.npz$", "", path.name)
 
 
 def _wanted_modes(
-    encoder: str | None, index: Path | None, run: list[Path] | None, *, hybrid: bool, modes: list[str] | None
+    encoder: str | None,
+    index: Path | None,
+    run: list[Path] | None,
+    vectors: Path | None,
+    *,
+    hybrid: bool,
+    modes: list[str] | None,
 ) -> list[str] | None:
     """Check that the options agree and name the modes to search in; None: all that an index has."""
+    if vectors is not None:
+        if index or run or hybrid or set(modes or ()) - {"dense"}:
+            raise InputError("--vectors are searched exactly, by dense search; besides, give --encoder at most")
+        return ["dense"]
     given = [name for name, value in (("--encoder", encoder), ("--index", index), ("--run", run)) if value]
     if len(given) != 1:
         raise InputError(f"found {' and '.join(given) or 'none'} of --encoder, --index and --run; give exactly one")
@@ -167,19 +208,10 @@ def _wanted_modes(
 
 
 def _open_index(folder: Path, testset: TestSet) -> _Opened:
-    from retrieval.building import same_corpus
     from retrieval.retriever import Retriever
 
     retriever = Retriever.open(folder)
-    made_of = retriever.index.reader.corpus["fingerprint"]
-    if retriever.index.reader.corpus.get("parts"):  # merged: only part by part is it known of what
-        for _ in same_corpus(testset.documents(), retriever.index.reader.corpus, folder):
-            pass
-    elif made_of not in (None, testset.corpus_fingerprint):
-        raise InputError(
-            f"{folder} holds another corpus than {testset.name} ({made_of[:12]} ≠ {testset.corpus_fingerprint[:12]}); "
-            "index the corpus of the test collection"
-        )
+    refuse_other_corpus(folder, retriever.index.reader.corpus, testset)
     made_by = retriever.index.reader.made_by
     found = {"index": folder.name, "encoder fingerprint": str(made_by.get("fingerprint", "unknown"))}
     return _Opened(retriever, found | {"index factory": retriever.index.reader.factory})
