@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from functools import cached_property
-from itertools import chain, compress, count
+from itertools import chain, compress
 from typing import Any
 
 import numpy as np
@@ -147,12 +147,9 @@ class RunTable(Mapping[str, Ranking]):
         if self._find is not None:
             return self._find(names)
         wanted = set(names)
-        places = dict.fromkeys(wanted, -1)
-        places.update(zip(compress(self.ids, map(wanted.__contains__, self.ids)), self._places(wanted), strict=True))
-        return np.fromiter(map(places.__getitem__, names), np.int64, len(names))
-
-    def _places(self, wanted: Container[str]) -> Iterator[int]:
-        return compress(count(), map(wanted.__contains__, self.ids))
+        there = np.fromiter(map(wanted.__contains__, self.ids), bool, len(self.ids))
+        number = {self.ids[row]: row for row in np.flatnonzero(there).tolist()}
+        return np.fromiter((number.get(name, -1) for name in names), np.int64, len(names))
 
     def only(self, queries: Container[str]) -> "RunTable":
         """The same of some queries only."""
