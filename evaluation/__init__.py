@@ -12,10 +12,11 @@ if TYPE_CHECKING:
     from evaluation.anchors import anchors_for
     from evaluation.comparison import compare
     from evaluation.comparison_report import write_comparison
+    from evaluation.exact_search import search_vectors
     from evaluation.inspection import look_closer
     from evaluation.known_items import KnownItems, split_known_items, write_known_items
     from evaluation.lineup import measure_systems
-    from evaluation.measures import DEFAULT_MEASURES, means, score_run
+    from evaluation.measures import DEFAULT_MEASURES, ann_recall, means, score_hits, score_run
     from evaluation.mteb_adapter import as_mteb_encoder, as_mteb_search
     from evaluation.mteb_tasks import as_mteb_task
     from evaluation.opening import Opened, open_system
@@ -23,8 +24,10 @@ if TYPE_CHECKING:
     from evaluation.pairs_sets import PairSet, RerankingSet, load_pairs
     from evaluation.probe import DatasetProbe
     from evaluation.qrels import Qrels
+    from evaluation.rankings import Ranking, Run, make_ranking
     from evaluation.report import as_json, as_markdown, write_report
-    from evaluation.runs import Ranking, Run, make_ranking, read_run, write_run
+    from evaluation.run_table import RunTable
+    from evaluation.runs import read_run, read_table, write_run
     from evaluation.significance import (
         Paired,
         bootstrap_interval,
@@ -49,14 +52,16 @@ _HOMES = {
     "Paired": "significance",
     "Profile": "testsets",
     "Qrels": "qrels",
-    "Ranking": "runs",
+    "Ranking": "rankings",
     "Report": "systems",
     "RerankingSet": "pairs_sets",
-    "Run": "runs",
+    "Run": "rankings",
+    "RunTable": "run_table",
     "Searcher": "systems",
     "SystemResult": "systems",
     "TestSet": "testsets",
     "anchors_for": "anchors",
+    "ann_recall": "measures",
     "as_html": "page",
     "as_json": "report",
     "as_markdown": "report",
@@ -72,7 +77,7 @@ _HOMES = {
     "load_dataset": "testsets",
     "load_pairs": "pairs_sets",
     "look_closer": "inspection",
-    "make_ranking": "runs",
+    "make_ranking": "rankings",
     "means": "measures",
     "measure_systems": "lineup",
     "merge": "systems",
@@ -81,7 +86,10 @@ _HOMES = {
     "paired_t_test": "significance",
     "randomisation_test": "significance",
     "read_run": "runs",
+    "read_table": "runs",
+    "score_hits": "measures",
     "score_run": "measures",
+    "search_vectors": "exact_search",
     "split_known_items": "known_items",
     "suite_interval": "significance",
     "to_beir_dir": "testsets",
@@ -107,10 +115,12 @@ __all__ = [
     "Report",
     "RerankingSet",
     "Run",
+    "RunTable",
     "Searcher",
     "SystemResult",
     "TestSet",
     "anchors_for",
+    "ann_recall",
     "as_html",
     "as_json",
     "as_markdown",
@@ -135,7 +145,10 @@ __all__ = [
     "paired_t_test",
     "randomisation_test",
     "read_run",
+    "read_table",
+    "score_hits",
     "score_run",
+    "search_vectors",
     "split_known_items",
     "suite_interval",
     "to_beir_dir",

@@ -1,27 +1,47 @@
-"""The commands of evaluation: `retrokit evaluate` and `retrokit collection`."""
+"""The command `retrokit evaluate`."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
 from evaluation.expected import with_expected
-from evaluation.known_items import split_known_items, write_known_items
 from evaluation.measures import DEFAULT_MEASURES, parse_measures
 from evaluation.opening import SPECS, Opened, open_encoder, open_index, open_system, with_reranker
 from evaluation.pair_commands import measure_pairs
 from evaluation.pairs_sets import pairs_kind
+from evaluation.prepared import cache_folder
+from evaluation.rankings import Ranking
 from evaluation.report import as_json, write_report
-from evaluation.runs import read_run
+from evaluation.runs import read_run, read_table
+from evaluation.search_commands import VectorsSearch, check_search_options, measure_vectors, with_recall
 from evaluation.systems import MODES, Report, evaluate_run, merge
 from evaluation.systems import evaluate as evaluate_retriever
 from evaluation.testsets import TestSet, load_dataset
 from evaluation.versions import versions
 from indexes.errors import InputError
 from indexes.manifest import refuse_existing, write_json
+from retrieval.cache import cache_home
 from retrieval.console import note, out, progress, table
+
+
+class _Asked(NamedTuple):
+    """What is to be measured, as the options say it."""
+
+    encoder: str | None
+    index: Path | None
+    run: list[Path] | None
+    vectors: Path | None
+    system: str | None
+    sparse: str | None
+    rerank: str | None
+    rerank_depth: int | None
+    cache: Path | None
+    k: int
 
 
 def evaluate(
@@ -36,7 +56,10 @@ def evaluate(
     index: Annotated[Path | None, typer.Option(help="Evaluate this index folder.")] = None,
     run: Annotated[
         list[Path] | None,
-        typer.Option(help="Measure this TREC run file (plain or .gz); repeat for several side by side."),
+        typer.Option(help="Measure this run file (TREC's, plain or .gz, or .npz); repeat for several side by side."),
+    ] = None,
+    vectors: Annotated[
+        Path | None, typer.Option(help="Search this vectors folder exactly, block by block, however large it is.")
     ] = None,
     system: Annotated[str | None, typer.Option(help=f"Evaluate any system: {SPECS}.", metavar="SPEC")] = None,
     split: Annotated[
@@ -70,101 +93,95 @@ def evaluate(
     cache: Annotated[
         Path | None,
         typer.Option(
-            help="Where --encoder and --system keep vectors and indexes  [default: ~/.cache/retrokit; may be deleted]"
+            help="Where --encoder and --system keep what they make, and --vectors its hits, by fingerprint  "
+            "[default: ~/.cache/retrokit; may be deleted]"
         ),
+    ] = None,
+    against_exact: Annotated[
+        bool, typer.Option("--against-exact", help="How much of exact search's hits the --index finds: its recall.")
+    ] = False,
+    device: Annotated[str | None, typer.Option(help="Where --vectors are searched, such as cuda.")] = None,
+    memory_gb: Annotated[
+        float | None, typer.Option(help="What the search of --vectors may take, in 10^9 bytes  [default: 2]")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing --output folder.")] = False,
     prompt: Annotated[
         str | None, typer.Option(help="Of pairs: both get the prompt of a document or a query  [default: document]")
     ] = None,
 ) -> None:
-    """Measure an encoder, an index or a run file on a test collection, or an encoder on pairs of sentences."""
+    """Measure an encoder, an index, vectors or a run file on a test collection, or an encoder on pairs of sentences.
+
+    Killed while --vectors are searched? Run the same command again: it goes on where it was.
+    """
     if pairs_kind(dataset):
-        others: dict[str, Any] = {
-            "--index": index,
-            "--run": run,
-            "--hybrid": hybrid,
-            "--mode": mode,
-            "--measure": measure,
-            "-k": k,
-        }
-        others |= {"--output": output, "--cache": cache, "--overwrite": overwrite, "--split": split}
-        others |= {"--system": system, "--sparse": sparse, "--rerank": rerank, "--rerank-depth": rerank_depth}
+        others: dict[str, Any] = {"--index": index, "--run": run, "--vectors": vectors, "--system": system, "-k": k}
+        others |= {"--sparse": sparse, "--rerank": rerank, "--rerank-depth": rerank_depth, "--hybrid": hybrid}
+        others |= {"--mode": mode, "--measure": measure, "--output": output, "--cache": cache, "--split": split}
+        others |= {"--against-exact": against_exact, "--device": device, "--memory-gb": memory_gb}
+        others |= {"--overwrite": overwrite}
         return measure_pairs(dataset, encoder, prompt, json, unfit=[name for name, value in others.items() if value])
     if prompt is not None:
         raise InputError("--prompt is for pairs (sts:FILE, pairs:FILE); queries and documents have each their own")
     if run and k is not None:
         raise InputError("-k says how many hits to search for, but a run file was searched already; leave it out")
-    modes = _wanted_modes(encoder, index, run, system, hybrid=hybrid, modes=mode)
-    _refuse_idle(encoder, index, cache=cache, sparse=sparse, system=system, rerank=rerank, rerank_depth=rerank_depth)
-    k = 1000 if k is None else k
-    measures = [one.name for one in parse_measures(measure or _default_measures(k))]
+    asked = _Asked(encoder, index, run, vectors, system, sparse, rerank, rerank_depth, cache, 1000 if k is None else k)
+    modes = _wanted_modes(asked, hybrid=hybrid, modes=mode)
+    _refuse_idle(asked)
+    check_search_options(index, vectors, modes, against_exact=against_exact, device=device, memory_gb=memory_gb)
+    measures = [one.name for one in parse_measures(measure or _default_measures(asked.k))]
     if output is not None:
         refuse_existing(output, overwrite=overwrite)  # before the work, not after it
     testset = _load(dataset, split)
-    measures = measures if measure else list(dict.fromkeys([*measures, *_main_measure(testset, k)]))
-    if run and rerank is None:
+    measures = measures if measure else list(dict.fromkeys([*measures, *_main_measure(testset, asked.k)]))
+    if vectors is not None:
+        how = VectorsSearch(vectors, encoder, asked.k, device, memory_gb)
+        report = measure_vectors(
+            how, testset, measures, partial(cache_folder, cache or cache_home(), testset), versions()
+        )
+    elif run and rerank is None:
         report = merge({name: _measure_run(path, name, testset, measures) for name, path in _system_names(run).items()})
     else:
-        if run:
-            opened, depth = _open_runs(run, testset)
-            k = max(k, depth)
-        elif index is not None:
-            opened = open_index(index, testset, sparse=sparse)
-        elif system is not None:
-            opened = open_system(system, testset, cache=cache)
-        else:
-            opened = open_encoder(str(encoder), testset, cache=cache, sparse=sparse)
-        modes = modes or list(opened.modes)
-        if rerank is not None:
-            opened = with_reranker(replace(opened, modes=tuple(modes)), rerank, rerank_depth)
-            modes = [*modes, *opened.modes]
-        with progress("searching", "queries") as on_progress:
-            report = evaluate_retriever(
-                opened.searcher,
-                testset,
-                measures=measures,
-                k=k,
-                modes=modes,
-                made_by=opened.made_by | versions(),
-                on_progress=on_progress,
-            )
+        report = _search(asked, testset, measures, modes, against_exact=against_exact)
     report = with_expected(report)
     _show(report)
     _write(report, output, json, overwrite=overwrite)
     return None
 
 
-def collection(
-    source: Annotated[str, typer.Argument(help="python-docs or python-docs:PACKAGE,…")],
-    output: Annotated[Path, typer.Option(help="The test collection folder to make.")],
-    documents: Annotated[int, typer.Option(help="How many documents.", min=1)] = 3000,
-    test_queries: Annotated[int, typer.Option(help="How many queries for the test split.", min=1)] = 300,
-    development_queries: Annotated[int, typer.Option(help="How many queries for the split dev.", min=0)] = 0,
-    seed: Annotated[int, typer.Option(help="Another seed draws another sample.")] = 0,
-    json: Annotated[Path | None, typer.Option(help="Write what was made to this file as JSON.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing folder.")] = False,
-) -> None:
-    """Make a test collection without labels: documents that bring a query of their own."""
-    if source.partition(":")[0] != "python-docs":
-        raise InputError(f"no known items in {source!r}; expected python-docs or python-docs:PACKAGE,…")
-    refuse_existing(output, overwrite=overwrite)
-    from retrieval.python_docs import read_python_docs
+def _search(
+    asked: _Asked, testset: TestSet, measures: list[str], modes: list[str] | None, *, against_exact: bool
+) -> Report:
+    """Open what is asked for, search every query in its modes, and measure what was found."""
+    opened, k = _open(asked, testset)
+    modes = modes or list(opened.modes)
+    if asked.rerank is not None:
+        opened = with_reranker(replace(opened, modes=tuple(modes)), asked.rerank, asked.rerank_depth)
+        modes = [*modes, *opened.modes]
+    with progress("searching", "queries") as on_progress:
+        report = evaluate_retriever(
+            opened.searcher,
+            testset,
+            measures=measures,
+            k=k,
+            modes=modes,
+            made_by=opened.made_by | versions(),
+            on_progress=on_progress,
+        )
+    if against_exact:
+        report = with_recall(report, opened.searcher, opened.made_by["index factory"], testset)
+    return report
 
-    known_items = split_known_items(
-        read_python_docs(source),
-        documents=documents,
-        test_queries=test_queries,
-        development_queries=development_queries,
-        seed=seed,
-    )
-    write_known_items(output, known_items, overwrite=overwrite)
-    splits = {split: len(qrels) for split, qrels in known_items.qrels.items()}
-    if json is not None:
-        write_json(json, {"output": str(output), "documents": len(known_items.documents), "queries": splits})
-    counts = ", ".join(f"{count:,} {split}" for split, count in splits.items())
-    note(f"wrote {output}: {len(known_items.documents):,} documents, queries: {counts}")
-    note(f"next: retrokit evaluate --encoder MODEL --dataset {output}")
+
+def _open(asked: _Asked, testset: TestSet) -> tuple[Opened, int]:
+    """The system, and how many hits each query gets."""
+    if asked.run:
+        opened, depth = _open_runs(asked.run, testset)
+        return opened, max(asked.k, depth)
+    if asked.index is not None:
+        return open_index(asked.index, testset, sparse=asked.sparse), asked.k
+    if asked.system is not None:
+        return open_system(asked.system, testset, cache=asked.cache), asked.k
+    return open_encoder(str(asked.encoder), testset, cache=asked.cache, sparse=asked.sparse), asked.k
 
 
 def _load(dataset: str, split: str | None) -> TestSet:
@@ -191,7 +208,11 @@ def _main_measure(testset: TestSet, k: int) -> list[str]:
 
 def _measure_run(path: Path, name: str, testset: TestSet, measures: list[str]) -> Report:
     made_by = {"run file": path.name, **versions()}
-    return evaluate_run(read_run(path), testset, name=name, measures=measures, made_by=made_by)
+    return evaluate_run(_read(path), testset, name=name, measures=measures, made_by=made_by, check_documents=True)
+
+
+def _read(path: Path) -> Mapping[str, Ranking]:
+    return read_table(path) if path.suffix == ".npz" else read_run(path)
 
 
 def _system_names(paths: list[Path]) -> dict[str, Path]:
@@ -207,25 +228,22 @@ def _system_names(paths: list[Path]) -> dict[str, Path]:
 
 
 def _stem(path: Path) -> str:
-    """A run file's name without .trec, .run, .txt and .gz: the name of its system."""
-    return re.sub(r"\.(trec|run|txt)(\.gz)?$|\.gz$", "", path.name)
+    """A run file's name without .trec, .run, .txt, .gz and .npz: the name of its system."""
+    return re.sub(r"\.(trec|run|txt)(\.gz)?$|\.gz$|\.npz$", "", path.name)
 
 
-def _wanted_modes(
-    encoder: str | None,
-    index: Path | None,
-    run: list[Path] | None,
-    system: str | None,
-    *,
-    hybrid: bool,
-    modes: list[str] | None,
-) -> list[str] | None:
+def _wanted_modes(asked: _Asked, *, hybrid: bool, modes: list[str] | None) -> list[str] | None:
     """Check that the options agree and name the modes to search in; None: those of the system."""
-    every = (("--encoder", encoder), ("--index", index), ("--run", run), ("--system", system))
+    run, system = asked.run, asked.system
+    if asked.vectors is not None:
+        if asked.index or run or system or hybrid or set(modes or ()) - {"dense"}:
+            raise InputError("--vectors are searched exactly, by dense search; besides, give --encoder at most")
+        return ["dense"]
+    every = (("--encoder", asked.encoder), ("--index", asked.index), ("--run", run), ("--system", system))
     given = [name for name, value in every if value]
     if len(given) != 1:
         found = " and ".join(given) or "none"
-        raise InputError(f"found {found} of --encoder, --index, --run and --system; give exactly one")
+        raise InputError(f"found {found} of --encoder, --index, --run, --vectors and --system; give exactly one")
     if run and (hybrid or modes):
         raise InputError("--hybrid and --mode say how to search, but a run file was searched already; leave them out")
     if system and (hybrid or modes):
@@ -238,22 +256,16 @@ def _wanted_modes(
     return list(MODES) if hybrid else list(dict.fromkeys(modes)) if modes else None
 
 
-def _refuse_idle(
-    encoder: str | None,
-    index: Path | None,
-    *,
-    cache: Path | None,
-    sparse: str | None,
-    system: str | None,
-    rerank: str | None,
-    rerank_depth: int | None,
-) -> None:
+def _refuse_idle(asked: _Asked) -> None:
     """Refuse options that would do nothing."""
-    if cache is not None and encoder is None and system is None:
-        raise InputError("--cache is where --encoder and --system keep what they make; leave it out without them")
-    if sparse is not None and encoder is None and index is None:
+    if asked.vectors is not None and (asked.sparse is not None or asked.rerank is not None):
+        raise InputError("--vectors are searched by dense search alone; leave --sparse and --rerank out")
+    made = (asked.encoder, asked.vectors, asked.system)
+    if asked.cache is not None and made == (None, None, None):
+        raise InputError("--cache is where --encoder, --vectors and --system keep what they make; leave it out without")
+    if asked.sparse is not None and asked.encoder is None and asked.index is None:
         raise InputError("--sparse goes with --encoder or --index; for a sparse encoder alone: --system sparse:MODEL")
-    if rerank_depth is not None and rerank is None:
+    if asked.rerank_depth is not None and asked.rerank is None:
         raise InputError("--rerank-depth is how far --rerank goes; give a cross-encoder by --rerank or leave it out")
 
 
@@ -261,7 +273,7 @@ def _open_runs(paths: list[Path], testset: TestSet) -> "tuple[Opened, int]":
     """Run files as the modes of one searcher, and the most hits that a query has."""
     from evaluation.stored import StoredRuns
 
-    runs = {name: read_run(path) for name, path in _system_names(paths).items()}
+    runs = {name: _read(path) for name, path in _system_names(paths).items()}
     searcher = StoredRuns(runs, testset)
     made_by = {"run files": ", ".join(path.name for path in paths)}
     return Opened("runs", searcher, made_by, searcher.modes), searcher.depth

@@ -1,4 +1,4 @@
-"""The command of test collections: `retrokit dataset`."""
+"""The commands of test collections: `retrokit dataset` and `retrokit collection`."""
 
 from collections import Counter
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from evaluation.known_items import split_known_items, write_known_items
 from evaluation.testsets import TestSet, load_dataset, to_beir_dir
 from indexes.errors import InputError
 from indexes.manifest import refuse_existing, write_json
@@ -111,3 +112,35 @@ def _convert(testset: TestSet, output: Path, form: str, *, overwrite: bool) -> N
 
         write_trec(testset, output, overwrite=overwrite)
         note(f"wrote {output}: retrokit evaluate --encoder MODEL --dataset trec:{output} --split {testset.split}")
+
+
+def collection(
+    source: Annotated[str, typer.Argument(help="python-docs or python-docs:PACKAGE,…")],
+    output: Annotated[Path, typer.Option(help="The test collection folder to make.")],
+    documents: Annotated[int, typer.Option(help="How many documents.", min=1)] = 3000,
+    test_queries: Annotated[int, typer.Option(help="How many queries for the test split.", min=1)] = 300,
+    development_queries: Annotated[int, typer.Option(help="How many queries for the split dev.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Another seed draws another sample.")] = 0,
+    json: Annotated[Path | None, typer.Option(help="Write what was made to this file as JSON.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing folder.")] = False,
+) -> None:
+    """Make a test collection without labels: documents that bring a query of their own."""
+    if source.partition(":")[0] != "python-docs":
+        raise InputError(f"no known items in {source!r}; expected python-docs or python-docs:PACKAGE,…")
+    refuse_existing(output, overwrite=overwrite)
+    from retrieval.python_docs import read_python_docs
+
+    known_items = split_known_items(
+        read_python_docs(source),
+        documents=documents,
+        test_queries=test_queries,
+        development_queries=development_queries,
+        seed=seed,
+    )
+    write_known_items(output, known_items, overwrite=overwrite)
+    splits = {split: len(qrels) for split, qrels in known_items.qrels.items()}
+    if json is not None:
+        write_json(json, {"output": str(output), "documents": len(known_items.documents), "queries": splits})
+    counts = ", ".join(f"{count:,} {split}" for split, count in splits.items())
+    note(f"wrote {output}: {len(known_items.documents):,} documents, queries: {counts}")
+    note(f"next: retrokit evaluate --encoder MODEL --dataset {output}")

@@ -136,7 +136,7 @@ def _search(
     for mode in chosen:
         label = name if len(chosen) == 1 else f"{name} {mode}"
         key = run_key(opened.made_by, mode, testset, k, spec)
-        run = kept_run(cache / "runs", key)
+        run: Mapping[str, Ranking] | None = kept_run(cache / "runs", key)
         if run is None:
             with progress(f"searching {label} on {testset.name}", "queries") as on_progress:
                 report = evaluate(

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evaluation.prepared import Place, cache_folder, encode_terms, exact_index, index_bytes
+from evaluation.prepared import Place, cache_folder, encode_terms, exact_index, index_bytes, refuse_other_corpus
 from evaluation.systems import MODES, Searcher
 from evaluation.testsets import TestSet
 from indexes.checksums import file_digest, fingerprint
@@ -231,7 +231,7 @@ def _open_lexical(folder: Path, place: Place) -> Opened:
     from retrieval.sparse import SparseEncoder, load_options
 
     index = LexicalIndex.open(folder)
-    _same_corpus(folder, index.corpus, place.testset)
+    refuse_other_corpus(folder, index.corpus, place.testset)
     made_by, sparse = index.analyzer, None
     if isinstance(made_by, Mapping):
         sparse = SparseEncoder.load(str(made_by["encoder"]), **load_options(made_by), device=place.device)
@@ -245,13 +245,7 @@ def _open_index(folder: Path, place: Place, sparse: str | None) -> Opened:
 
     retriever = Retriever.open(folder, sparse=sparse, device=place.device)
     reader = retriever.index.reader
-    if reader.corpus.get("parts"):  # merged: only part by part is it known of what
-        from retrieval.building import same_corpus
-
-        for _ in same_corpus(place.testset.documents(), reader.corpus, folder):
-            pass
-    else:
-        _same_corpus(folder, reader.corpus, place.testset)
+    refuse_other_corpus(folder, reader.corpus, place.testset)
     made_by = {
         "index": folder.name,
         "index fingerprint": fingerprint(reader.manifest),
@@ -287,15 +281,6 @@ def _open_encoder(name: str, place: Place, sparse: str | None, modes: tuple[str,
     }
     size = index_bytes(retriever.index.reader, modes)
     return Opened(kind + _short(name), retriever, made_by, modes, seconds, documents, size)
-
-
-def _same_corpus(folder: Path, corpus: Mapping[str, Any], testset: TestSet) -> None:
-    made_of = corpus["fingerprint"]
-    if made_of not in (None, testset.corpus_fingerprint):
-        raise InputError(
-            f"{folder} holds another corpus than {testset.name} ({made_of[:12]} ≠ {testset.corpus_fingerprint[:12]}); "
-            "index the corpus of the test collection"
-        )
 
 
 def _words(retriever: "Retriever") -> dict[str, str]:

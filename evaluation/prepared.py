@@ -1,11 +1,12 @@
 """What systems make of a corpus, once: vectors, terms and indexes in a cache that goes by fingerprints."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from evaluation.testsets import TestSet
+from indexes.errors import InputError
 from indexes.manifest import read_json
 from retrieval.console import OnProgress, progress
 from retrieval.documents import Document
@@ -79,6 +80,25 @@ def encode_terms(encoder: "SparseEncoder", folder: Path, corpus: Corpus) -> tupl
         return encoder.encode_corpus(corpus.documents(), folder / "terms", on_progress=on_progress)
 
     return _timed(folder / "terms", encode, "encoding terms")
+
+
+def refuse_other_corpus(folder: Path, corpus: Mapping[str, Any], testset: TestSet) -> None:
+    """Refuse an index or vectors folder that was made of another corpus than the test collection's.
+
+    Raises:
+        InputError: The fingerprints differ; both are named.
+    """
+    from retrieval.building import same_corpus
+
+    made_of = corpus["fingerprint"]
+    if corpus.get("parts"):  # merged: only part by part is it known of what
+        for _ in same_corpus(testset.documents(), corpus, folder):
+            pass
+    elif made_of not in (None, testset.corpus_fingerprint):
+        raise InputError(
+            f"{folder} holds another corpus than {testset.name} ({made_of[:12]} ≠ {testset.corpus_fingerprint[:12]}); "
+            "encode and index the corpus of the test collection"
+        )
 
 
 def index_bytes(reader: "Reader", modes: tuple[str, ...]) -> int:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from evaluation.run_table import longest
 from evaluation.significance import bootstrap_interval
 from evaluation.systems import Report
 from indexes.errors import InputError
@@ -49,7 +50,7 @@ def best_values(report: Report) -> dict[str, float]:
 
 def conventions(report: Report) -> dict[str, str]:
     """The rules by which the numbers were made; two numbers made by different rules must not be compared."""
-    depth = max((len(one.ids) for result in report.systems.values() for one in result.run.values()), default=0)
+    depth = max((longest(result.run) for result in report.systems.values()), default=0)
     self_matches = (
         "a hit whose id is the query's id is dropped"
         if report.profile.drop_self_matches

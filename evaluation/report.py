@@ -36,9 +36,11 @@ def write_report(report: Report, folder: str | Path, *, overwrite: bool = False)
 
 def as_json(report: Report) -> dict[str, Any]:
     """The report as a JSON document: `metrics` of the main (last) system, `systems`, and the data."""
+    compared = {system: dict(one.against_exact) for system, one in report.systems.items() if one.against_exact}
     return {
         "metrics": dict(report.main.metrics),
         "systems": {system: dict(result.metrics) for system, result in report.systems.items()},
+        **({"against_exact": compared} if compared else {}),
         "dataset": {
             "name": report.dataset,
             "split": report.split,

@@ -1,94 +1,46 @@
-"""Runs: what a system found for every query, and TREC run files."""
+"""Run files: TREC's six columns, or arrays in `.npz`."""
 
 import contextlib
 import gzip
 import io
+import itertools
 import math
 import os
-from collections import Counter
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from evaluation.rankings import LARGEST, Ranking, Run, make_ranking
+from evaluation.run_table import RunTable
 from indexes.errors import InputError
 from retrieval.lines import text_lines
 
-# Rounds to the largest float32, as its own nine digits 3.40282347e+38 do, which are a little above it.
-_LARGEST = 3.4028235e38
+__all__ = ["Ranking", "Run", "make_ranking", "read_run", "read_table", "replaced", "write_run"]
+
 _COLUMNS = "six columns: query Q0 document rank score tag"
-
-
-class Ranking(NamedTuple):
-    """The hits of one query in trec_eval's order: score descending, ties by document id descending.
-
-    Make one with `make_ranking`, which puts the hits into that order and refuses what no measure could read.
-    """
-
-    ids: list[str]  # (k,) document ids, each once
-    scores: NDArray[np.float32]  # (k,) finite; trec_eval compares scores as float32
-
-
-Run = dict[str, Ranking]
-"""Query id to ranking; a query without hits may be there with an empty ranking or be absent."""
-
-
-def make_ranking(ids: Sequence[str], scores: Sequence[float] | NDArray[np.floating], *, place: str) -> Ranking:
-    """Put the hits of one query, given in any order, into the order in which measures read them.
-
-    Args:
-        ids: (k,) document ids.
-        scores: (k,) the higher the better; kept as float32, since trec_eval compares them so.
-        place: Where the hits are from, for error messages ("query 'q1'").
-
-    Raises:
-        InputError: A document occurs twice, or a score is not a finite float32.
-
-    Source:
-        trec_eval 9, form_res_rels.c: scores descending, then strcmp of the ids descending. Comparing Python
-        strings (code points) gives the order of strcmp over UTF-8.
-    """
-    wide = np.asarray(scores, dtype=np.float64)  # (k,)
-    if len(ids) != len(wide):
-        raise InputError(f"{place}: {len(ids):,} documents but {len(wide):,} scores; expected one score a document")
-    if len(set(ids)) != len(ids):
-        twice = Counter(ids).most_common(1)[0][0]
-        raise InputError(f"{place}: document {twice!r} occurs twice; a ranking holds every document once")
-    unusable = np.flatnonzero(~(np.abs(wide) <= _LARGEST))
-    if len(unusable):
-        found = wide[unusable[0]]
-        raise InputError(f"{place}: document {ids[unusable[0]]!r} has score {found}; expected a finite float32")
-    narrow = wide.astype(np.float32)
-    if (narrow[1:] < narrow[:-1]).all():  # most systems give their hits in this order already
-        return Ranking(list(ids), narrow)
-    order = np.argsort(-narrow, kind="stable")
-    ordered = [ids[row] for row in order.tolist()]
-    return Ranking(_break_ties(ordered, narrow[order]), narrow[order])
-
-
-def _break_ties(ids: list[str], scores: NDArray[np.float32]) -> list[str]:
-    """Sort the ids inside each stretch of equal scores, descending; scores are descending already."""
-    if not (scores[1:] == scores[:-1]).any():
-        return ids
-    starts = np.flatnonzero(np.append(True, scores[1:] != scores[:-1]))
-    for start, end in zip(starts, np.append(starts[1:], len(ids)), strict=True):
-        if end - start > 1:
-            ids[start:end] = sorted(ids[start:end], reverse=True)
-    return ids
+_FORMAT = 1
+_ARRAYS = {"starts": "int64", "rows": "int32", "scores": "float32"}
+_TEXTS = ("queries", "ids")
 
 
 def read_run(path: str | Path) -> Run:
-    """Read a TREC run file, plain or `.gz`: query, Q0, document, rank, score, tag, separated by white space.
+    """Read a run file: TREC's columns, plain or `.gz`, or what `write_run` wrote to a name that ends in `.npz`.
 
-    The columns Q0, rank and tag are not read, as in trec_eval: the scores give the order.
+    TREC's are query, Q0, document, rank, score, tag, separated by white space. The columns Q0, rank and tag are not
+    read, as in trec_eval: the scores give the order.
 
     Raises:
-        InputError: The file is missing, empty or not text, or a line is malformed, has a score that is not a
-            finite float32, or repeats a document of its query; the message gives file and line.
+        InputError: The file is missing, empty or neither, or a line is malformed, has a score that is not a finite
+            float32, or repeats a document of its query; the message gives file and line.
     """
     path = Path(path)
+    if path.suffix == ".npz":
+        return dict(read_table(path))
     hits: dict[str, dict[str, float]] = {}
     for number, line in text_lines(path, "a TREC run file"):
         query, document, score = _parse(line, f"{path}, line {number}")
@@ -104,6 +56,32 @@ def read_run(path: str | Path) -> Run:
     }
 
 
+def read_table(path: str | Path) -> RunTable:
+    """Read a run file in `.npz` as arrays; a list of ids for each query is made only when it is asked for.
+
+    Raises:
+        InputError: The file is missing or none of `write_run`'s, or the run is none that measures could read.
+    """
+    path = Path(path)
+    expected = "expected a run that retrokit wrote as .npz"
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = {name: file[name] for name in ("format", *_ARRAYS, *_parts(*_TEXTS))}
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; {expected}") from None
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{path}: not readable ({' '.join(str(error).split())}); {expected}") from None
+    if found["format"].tolist() != _FORMAT:
+        raise InputError(f"{path} has format {found['format']}; this retrokit reads {_FORMAT}: write it again")
+    for name, dtype in _ARRAYS.items():
+        if found[name].dtype != dtype or found[name].ndim != 1:
+            raise InputError(f"{path}: {name} are {found[name].dtype}; {expected}")
+    queries, ids = (_texts(found[name], found[f"{name}_ends"], f"{path}: {name}") for name in _TEXTS)
+    if len(set(ids)) != len(ids):
+        raise InputError(f"{path}: document ids occur twice; {expected}")
+    return RunTable.of(queries, found["starts"], found["rows"], found["scores"], ids, place=str(path))
+
+
 def _parse(line: str, place: str) -> tuple[str, str, float]:
     columns = line.split()
     if len(columns) != 6:
@@ -112,15 +90,16 @@ def _parse(line: str, place: str) -> tuple[str, str, float]:
         score = float(columns[4])
     except ValueError:
         score = math.nan
-    if not abs(score) <= _LARGEST:  # NaN compares false with everything
+    if not abs(score) <= LARGEST:  # NaN compares false with everything
         raise InputError(f"{place}: score {columns[4]!r}; expected a finite float32")
     return columns[0], columns[2], score
 
 
 def write_run(run: Mapping[str, Ranking], path: str | Path, *, tag: str = "retrokit") -> None:
-    """Write a TREC run file (gzip if the name ends in `.gz`), wholly or not at all.
+    """Write a run file, wholly or not at all: arrays if the name ends in `.npz`, else TREC's columns (`.gz`: packed).
 
-    Nine significant digits are enough to give every float32 back, so a run read back has the same measures.
+    Both give the same measures when read back: nine significant digits are enough for every float32. Arrays take 8
+    bytes a hit and each id once, keep queries without hits, and ids may hold white space.
 
     Args:
         run: The run; queries are written in its order, hits in trec_eval's.
@@ -128,15 +107,45 @@ def write_run(run: Mapping[str, Ranking], path: str | Path, *, tag: str = "retro
         tag: The system's name in the last column; white space in it becomes `_`.
 
     Raises:
-        InputError: An id is empty or holds white space, so that the columns could not be told apart.
+        InputError: An id is empty or holds white space, so that TREC's columns could not be told apart.
     """
     path = Path(path)
+    if path.suffix == ".npz":
+        _write_arrays(RunTable.of_run(run).compact(), path)
+        return
     name = "_".join(tag.split()) or "retrokit"
-    with _replaced(path) as file:
+    run = run.compact() if isinstance(run, RunTable) else run
+    with replaced(path) as raw, _text(raw, packed=path.suffix == ".gz") as file:
         for query, ranking in run.items():
             _refuse_spaces([query, *ranking.ids], f"{path}, query {query!r}")
             for rank, (document, score) in enumerate(zip(ranking.ids, ranking.scores.tolist(), strict=True), start=1):
                 file.write(f"{query} Q0 {document} {rank} {score:.9g} {name}\n")
+
+
+def _write_arrays(table: RunTable, path: Path) -> None:
+    arrays: dict[str, Any] = {"format": np.int64(_FORMAT)}
+    arrays |= {name: np.asarray(getattr(table, name), dtype) for name, dtype in _ARRAYS.items()}
+    for name in _TEXTS:
+        encoded = [text.encode(errors="surrogatepass") for text in getattr(table, name)]
+        arrays[name] = np.frombuffer(b"".join(encoded), np.uint8)
+        arrays[f"{name}_ends"] = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+    with replaced(path) as file:
+        np.savez(file, **arrays)
+
+
+def _parts(*names: str) -> list[str]:
+    return [part for name in names for part in (name, f"{name}_ends")]
+
+
+def _texts(joined: NDArray[np.uint8], ends: NDArray[np.int64], place: str) -> Sequence[str]:
+    sound = ends.ndim == 1 and ends.dtype == np.int64 and len(ends) > 0 and joined.dtype == np.uint8
+    if not sound or ends[0] != 0 or ends[-1] != joined.size or (np.diff(ends) < 0).any():
+        raise InputError(f"{place} are damaged; write the run again")
+    whole, edges = joined.tobytes(), ends.tolist()
+    try:
+        return [whole[begin:end].decode(errors="surrogatepass") for begin, end in itertools.pairwise(edges)]
+    except UnicodeDecodeError:
+        raise InputError(f"{place} are no UTF-8; write the run again") from None
 
 
 def _refuse_spaces(ids: Iterable[str], place: str) -> None:
@@ -146,20 +155,27 @@ def _refuse_spaces(ids: Iterable[str], place: str) -> None:
 
 
 @contextlib.contextmanager
-def _replaced(path: Path) -> Iterator[TextIO]:
-    """Give a text file to fill under a temporary name; it replaces `path` when the block ends well."""
+def replaced(path: Path) -> Iterator[IO[bytes]]:
+    """Give a file to fill under a temporary name; it replaces `path` when the block ends well."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with contextlib.ExitStack() as stack:
-            raw = stack.enter_context(temporary.open("wb"))
-            if path.suffix == ".gz":
-                # No time and no name in the header: the same run gives the same bytes.
-                packed = stack.enter_context(gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0))
-                yield stack.enter_context(io.TextIOWrapper(packed, encoding="utf-8", newline="\n"))
-            else:
-                yield stack.enter_context(io.TextIOWrapper(raw, encoding="utf-8", newline="\n"))
-        with temporary.open("rb") as file:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _text(raw: IO[bytes], *, packed: bool) -> Iterator[io.TextIOWrapper]:
+    with contextlib.ExitStack() as stack:
+        target: Any = raw
+        if packed:  # no time and no name in the header: the same run gives the same bytes
+            target = stack.enter_context(gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0))
+        text = io.TextIOWrapper(target, encoding="utf-8", newline="\n")
+        try:
+            yield text
+        finally:
+            text.detach()

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from evaluation.runs import Ranking, Run
+from evaluation.rankings import Ranking, Run
 from evaluation.systems import unmatched
 from evaluation.testsets import TestSet
 from indexes.errors import InputError

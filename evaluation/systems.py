@@ -4,9 +4,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
+
+from evaluation.index_runs import RowSearcher, search_index
 from evaluation.measures import DEFAULT_MEASURES, means, parse_measures, score_run
 from evaluation.qrels import Qrels
-from evaluation.runs import Ranking, Run, make_ranking
+from evaluation.rankings import Ranking, Run, make_ranking
+from evaluation.run_table import RunTable, only, without_self_matches
 from evaluation.testsets import Profile, TestSet
 from indexes.errors import InputError
 from retrieval.documents import Document
@@ -55,7 +59,9 @@ class SystemResult:
     """Measure to its mean over all queries of the qrels."""
     per_query: dict[str, dict[str, float]] = field(repr=False)
     """Query id to measure to value."""
-    run: Run = field(repr=False)
+    run: Mapping[str, Ranking] = field(repr=False)
+    against_exact: dict[str, float] = field(default_factory=dict)
+    """Of an approximate index, by `evaluation.index_runs.against_exact`: `recall@10` to its mean over all queries."""
 
 
 @dataclass(frozen=True)
@@ -113,14 +119,19 @@ def evaluate(
         InputError: A mode or measure is unknown, a measure reads more than k hits, or the retriever gave a
             document twice or a score that is not finite.
     """
-    names = _deep_enough(measures, k)
+    names = deep_enough(measures, k)
     chosen = _choose_modes(retriever.modes, modes)
     total = len(testset.queries) * len(chosen)
-    runs: dict[str, Run] = {}
+    runs: dict[str, Mapping[str, Ranking]] = {}
     for number, mode in enumerate(chosen):
         done = number * len(testset.queries)
-        runs[mode] = _search(retriever, testset, k, mode, _shifted(on_progress, done, total))
-    notices = (*testset.notices, *getattr(retriever, "notices", ()))
+        report_on = _shifted(on_progress, done, total)
+        if isinstance(retriever, RowSearcher):
+            runs[mode] = search_index(retriever, testset, k, mode, report_on)
+        else:
+            runs[mode] = _search(retriever, testset, k, mode, report_on)
+    empty = [line for mode, run in runs.items() for line in _empty_lines(mode, run)]
+    notices = [*testset.notices, *getattr(retriever, "notices", ()), *empty]
     return _report(runs, testset, names, notices, made_by)
 
 
@@ -131,18 +142,31 @@ def evaluate_run(
     name: str = "run",
     measures: Iterable[str] = DEFAULT_MEASURES,
     made_by: Mapping[str, str] | None = None,
+    check_documents: bool = False,
 ) -> Report:
     """Measure a run that some system made, for example one from `read_run`.
 
-    Hits whose id is the query's are dropped where the test collection's profile says so, as in `evaluate`.
+    Hits whose id is the query's are dropped where the test collection's profile says so, as in `evaluate`. What is
+    odd about the run is in the notices: missing and foreign queries, queries without hits, and, if they are looked
+    for, documents that the corpus lacks.
+
+    Args:
+        run: From `read_run`, or a `RunTable`.
+        testset: From `load_dataset`.
+        name: The system's.
+        measures: Names such as `nDCG@10`.
+        made_by: What to record in the report about the run.
+        check_documents: Whether to read the corpus through for documents of the run that it lacks, and count them.
 
     Raises:
         InputError: A measure is unknown, or the run and the test collection have no query in common.
     """
-    notices = [*testset.notices, *unmatched(run, testset, name)]
-    known = {query: ranking for query, ranking in run.items() if query in testset.qrels}
+    known = only(run, testset.qrels)
+    notices = [*testset.notices, *unmatched(run, testset, name), *_empty_lines(name, known)]
+    if check_documents:
+        notices += _stranger_lines(name, known, testset)
     if testset.profile.drop_self_matches:
-        known = {query: _without(ranking, query) for query, ranking in known.items()}
+        known = without_self_matches(known)
     return _report({name: known}, testset, measures, notices, made_by)
 
 
@@ -212,8 +236,12 @@ def merge(reports: Mapping[str, Report]) -> Report:
     )
 
 
-def _deep_enough(measures: Iterable[str], k: int) -> list[str]:
-    """The canonical names of the measures, if k hits are enough to compute them."""
+def deep_enough(measures: Iterable[str], k: int) -> list[str]:
+    """The canonical names of the measures, if k hits are enough to compute them.
+
+    Raises:
+        InputError: One reads more, is unknown, or there is none.
+    """
     if k < 1:
         raise InputError(f"k is {k}; expected at least 1 hit for each query")
     chosen = parse_measures(measures)
@@ -271,16 +299,29 @@ def _shifted(on_progress: OnProgress | None, done_before: int, total: int) -> On
     return report
 
 
-def _without(ranking: Ranking, document: str) -> Ranking:
-    if document not in ranking.ids:
-        return ranking
-    row = ranking.ids.index(document)
-    keep = [*range(row), *range(row + 1, len(ranking.ids))]
-    return Ranking([ranking.ids[other] for other in keep], ranking.scores[keep])
+def _empty_lines(name: str, run: Mapping[str, Ranking]) -> list[str]:
+    """What to say of queries that found nothing."""
+    empty = np.count_nonzero(run.counts == 0) if isinstance(run, RunTable) else sum(not one.ids for one in run.values())
+    return [f"{empty:,} of {len(run):,} queries have no hits in {name!r}; they count 0."] if empty else []
+
+
+def _stranger_lines(name: str, run: Mapping[str, Ranking], testset: TestSet) -> list[str]:
+    """What to say of documents that the corpus lacks, which is read through for it."""
+    table = RunTable.of_run(run).compact()
+    unknown = set(table.ids)
+    for document in testset.documents():
+        unknown.discard(document.id)
+    if not unknown:
+        return []
+    hits = np.isin(table.rows, table.numbers(list(unknown))).sum()
+    return [
+        f"{len(unknown):,} documents of run {name!r} are not in the corpus, such as {min(unknown)!r}; their {hits:,} "
+        "hits keep their ranks and are not relevant unless judged so."
+    ]
 
 
 def _report(
-    runs: Mapping[str, Run],
+    runs: Mapping[str, Mapping[str, Ranking]],
     testset: TestSet,
     measures: Iterable[str],
     notices: Sequence[str],

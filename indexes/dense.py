@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexes.efforts import Effort
-from indexes.exact import nothing, search_within
+from indexes.exact import nothing, search_exact, search_within
 from indexes.hits import Hits, Within, merge
 from indexes.segments import Segment
 
@@ -58,6 +58,14 @@ class LocalDense:
         if len(found) == 1:
             return found[0]
         return merge(found, min(k, count)) if found else nothing(len(queries), 0)
+
+    def exact(self, queries: NDArray[np.float32], k: int, keep: NDArray[np.bool_] | None) -> Hits:
+        """The best k by exact search over the raw vectors, whatever FAISS indexes there are: what recall is told by."""
+        found = [nothing(len(queries), k)]
+        for first, segment, some in self._parts(keep):
+            rows, scores = search_exact(queries, segment.targets, k, keep=some)
+            found.append(Hits(np.where(rows < 0, -1, rows + first), scores))
+        return merge(found, k)
 
     def within(self, queries: NDArray[np.float32], least: float, keep: NDArray[np.bool_] | None) -> Within:
         """All documents to keep whose score is at least so much."""

@@ -36,7 +36,7 @@ COMMANDS = {
     "reshape": "pretraining.shape_commands:reshape",
     "distill": "pretraining.shape_commands:distill",
     "evaluate": "evaluation.commands:evaluate",
-    "collection": "evaluation.commands:collection",
+    "collection": "evaluation.dataset_commands:collection",
     "compare": "evaluation.compare_commands:compare_systems",
     "mteb": "evaluation.benchmark_commands:mteb",
     "anchors": "evaluation.benchmark_commands:anchors",

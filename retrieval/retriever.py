@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexes.errors import InputError
+from indexes.exact import nothing
 from indexes.hits import Hits
 from indexes.index import Index
 from indexes.postings import Terms
@@ -229,6 +230,22 @@ class Retriever:
         reader = self._reader()
         return [None if row < 0 else reader.text(row) for row in reader.rows_of_names(ids).tolist()]
 
+    def search_rows(
+        self,
+        texts: Sequence[str],
+        k: int = 10,
+        *,
+        mode: str | None = None,
+        filter: str | NDArray[np.bool_] | None = None,
+    ) -> tuple[Hits, Reader]:
+        """The same as arrays (q, at most k), for many queries with many hits: no object is made for a hit.
+
+        Returns:
+            Hits, and what they are rows of: `reader.ids` has the documents' ids.
+        """
+        reader = self._reader()
+        return self._found(reader, texts, k, mode, filter)[0], reader
+
     def _analyzer_of(self, reader: Reader) -> Callable[[Sequence[str]], Sequence[Terms]] | None:
         """What makes terms of queries; None: the index has none, or its sparse encoder is not here."""
         if not isinstance(reader.analyzer, Mapping):
@@ -262,21 +279,31 @@ class Retriever:
         condition: str | NDArray[np.bool_] | None,
     ) -> tuple[list[list[Hit]], NDArray[np.float32] | None]:
         """The hits, and the queries' vectors (q, d) where the mode needs them."""
+        hits, vectors = self._found(reader, texts, k, mode, condition)
+        lines = zip(hits.rows, hits.scores, strict=True)
+        return [_named(reader, rows.tolist(), scores.tolist()) for rows, scores in lines], vectors
+
+    def _found(
+        self,
+        reader: Reader,
+        texts: Sequence[str],
+        k: int,
+        mode: str | None,
+        condition: str | NDArray[np.bool_] | None,
+    ) -> tuple[Hits, NDArray[np.float32] | None]:
         mode = mode or self.modes[-1]
         if k < 1:
             raise InputError(f"k is {k}; expected at least 1")
         if mode not in self.modes:
             raise InputError(f"{reader.folder} cannot be searched by {mode!r}; it has {', '.join(self.modes)}")
         if not len(texts):
-            return [], None
+            return nothing(0, k), None
         keep = reader.matching(condition)
         k = min(k, len(reader) if keep is None else int(np.count_nonzero(keep)))
         if k == 0:
-            return [[] for _ in texts], None
+            return nothing(len(texts), 0), None
         vectors = None if mode == "lexical" else self.encoder.encode_queries(texts)
-        hits = self._hits(reader, texts, vectors, k, mode, keep)
-        lines = zip(hits.rows, hits.scores, strict=True)
-        return [_named(reader, rows.tolist(), scores.tolist()) for rows, scores in lines], vectors
+        return self._hits(reader, texts, vectors, k, mode, keep), vectors
 
     def _hits(
         self,
@@ -304,17 +331,29 @@ def encoder_of(index: Index, name: str | None = None, device: str | None = None)
     Raises:
         InputError: It is another one, both sides being named, or none is named.
     """
-    made_by = index.reader.made_by
-    name = name or made_by.get("encoder")
-    if not name:
-        raise InputError(f"{index.folder} does not name its encoder (its vectors were made elsewhere); pass --encoder")
-    try:
-        encoder = Encoder.load(name, **load_options(made_by), device=device)
-    except InputError:
-        # It cannot be the same encoder: load it as it is, so that both can be named side by side.
-        encoder = Encoder.load(name, device=device)
+    encoder = encoder_by_record(index.reader.made_by, index.folder, name, device)
     index.reader.check_encoder(encoder.made_by, encoder.name)
     return encoder
+
+
+def encoder_by_record(
+    made_by: Mapping[str, Any], folder: Path, name: str | None = None, device: str | None = None
+) -> Encoder:
+    """Load the encoder that a folder's record names, or one of this name, by the record's options where they fit it.
+
+    The caller compares fingerprints.
+
+    Raises:
+        InputError: None is named.
+    """
+    name = name or made_by.get("encoder")
+    if not name:
+        raise InputError(f"{folder} does not name its encoder (its vectors were made elsewhere); pass --encoder")
+    try:
+        return Encoder.load(name, **load_options(made_by), device=device)
+    except InputError:
+        # It cannot be the same encoder: load it as it is, so that both can be named side by side.
+        return Encoder.load(name, device=device)
 
 
 def sparse_encoder_of(index: Index, name: str | None = None, device: str | None = None) -> SparseEncoder:

@@ -6,7 +6,7 @@ import types
 import pytest
 
 import evaluation
-from evaluation import commands
+from evaluation import commands, dataset_commands
 from evaluation.known_items import split_known_items
 from evaluation.opening import Opened
 from evaluation.runs import make_ranking, write_run
@@ -124,13 +124,13 @@ def test_a_collection_is_made_from_known_items(tmp_path, monkeypatch):
     fake.read_python_docs = lambda spec: iter(items)
     monkeypatch.setitem(sys.modules, "retrieval.python_docs", fake)
     made, out = tmp_path / "made", tmp_path / "out.json"
-    commands.collection("python-docs", made, documents=15, test_queries=5, json=out)
+    dataset_commands.collection("python-docs", made, documents=15, test_queries=5, json=out)
     assert load_dataset(made).qrels == split_known_items(items, documents=15, test_queries=5, seed=0).qrels["test"]
     assert json.loads(out.read_text())["queries"] == {"test": 5, "train": 10}
     with pytest.raises(InputError, match="already exists"):
-        commands.collection("python-docs", made)
+        dataset_commands.collection("python-docs", made)
     with pytest.raises(InputError, match=r"no known items in 'corpus.jsonl'; expected python-docs"):
-        commands.collection("corpus.jsonl", tmp_path / "other")
+        dataset_commands.collection("corpus.jsonl", tmp_path / "other")
 
 
 def test_every_public_name_is_there_and_a_function_is_never_hidden_by_a_module():
