@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evaluation.presentation import HEADLINE_MEASURE
-from evaluation.runs import Ranking
+from evaluation.rankings import Ranking
 from evaluation.significance import (
     SAMPLES,
     Paired,

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from evaluation.runs import Run, make_ranking
+from evaluation.rankings import Ranking, Run, make_ranking
 from evaluation.testsets import TestSet
 from indexes.checksums import file_digest, fingerprint
 from indexes.errors import InputError
@@ -48,7 +48,7 @@ def _state(folder: Path) -> dict[str, str]:
     return {path.name: file_digest(path) for path in paths if path.stat().st_size <= _LARGEST_STATE}
 
 
-def keep_run(folder: Path, key: str, run: Run) -> None:
+def keep_run(folder: Path, key: str, run: Mapping[str, Ranking]) -> None:
     """Keep a run, wholly or not at all.
 
     Args:

@@ -11,7 +11,8 @@ import numpy as np
 from evaluation.comparison import Published
 from evaluation.kept_runs import keep_run, kept_run, run_key
 from evaluation.measures import DEFAULT_MEASURES
-from evaluation.runs import Ranking, Run, read_run
+from evaluation.rankings import Ranking
+from evaluation.runs import read_run
 from evaluation.systems import Report, evaluate, evaluate_run, merge
 from evaluation.testsets import TestSet
 from indexes.errors import InputError
@@ -152,7 +153,7 @@ def _search(
 
 
 def _measured(
-    run: Run,
+    run: Mapping[str, Ranking],
     testset: TestSet,
     label: str,
     measures: Sequence[str],

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from evaluation.measures import means, score_run
-from evaluation.runs import Run, make_ranking
+from evaluation.rankings import Run, make_ranking
 from evaluation.testsets import load_dataset
 from indexes.exact import search_exact
 

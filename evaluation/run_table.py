@@ -1,8 +1,8 @@
 """Runs as arrays: all hits of all queries side by side, documents by number."""
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from functools import cached_property
-from itertools import chain, compress
+from functools import cached_property, partial
+from itertools import chain, compress, repeat
 from typing import Any
 
 import numpy as np
@@ -42,7 +42,7 @@ class RunTable(Mapping[str, Ranking]):
         self.queries = list(queries)
         self.starts, self.rows, self.scores = starts, rows, scores
         self.ids = ids
-        self._find = find
+        self._find = find or partial(_looked_up, dict(zip(ids, range(len(ids)), strict=True)))
 
     @classmethod
     def of(
@@ -64,7 +64,7 @@ class RunTable(Mapping[str, Ranking]):
             rows: (h,)
             scores: (h,) the higher the better; kept as float32.
             ids: n ids, each once.
-            find: What finds the numbers of ids; None: a look through all of them.
+            find: What finds the numbers of ids; None: a dictionary of them all.
             place: Where the run is from, for error messages.
 
         Raises:
@@ -73,6 +73,11 @@ class RunTable(Mapping[str, Ranking]):
         """
         begins: NDArray[np.int64] = np.asarray(starts, dtype=np.int64)
         _refuse_misfits(queries, begins, rows, scores, len(ids), place)
+        if find is None:
+            number = dict(zip(ids, range(len(ids)), strict=True))
+            if len(number) != len(ids):
+                raise InputError(f"{place}: {len(ids):,} document ids, {len(number):,} different ones; give each once")
+            find = partial(_looked_up, number)
         lines = np.repeat(np.arange(len(queries)), np.diff(begins))  # (h,)
         wrong = np.flatnonzero(~(np.abs(scores) <= LARGEST))
         if len(wrong):
@@ -108,12 +113,11 @@ class RunTable(Mapping[str, Ranking]):
             return run
         lengths = [len(ranking.ids) for ranking in run.values()]
         names = list(dict.fromkeys(chain.from_iterable(ranking.ids for ranking in run.values())))
-        number = dict(zip(names, range(len(names)), strict=True)).__getitem__
-        rows = np.fromiter(
-            map(number, chain.from_iterable(ranking.ids for ranking in run.values())), np.int32, sum(lengths)
-        )
+        number = dict(zip(names, range(len(names)), strict=True))
+        every = chain.from_iterable(ranking.ids for ranking in run.values())
+        rows = np.fromiter(map(number.__getitem__, every), np.int32, sum(lengths))
         scores = np.concatenate([np.empty(0, np.float32), *(ranking.scores for ranking in run.values())])
-        return cls(list(run), np.cumsum([0, *lengths]), rows, scores, names)
+        return cls(list(run), np.cumsum([0, *lengths]), rows, scores, names, partial(_looked_up, number))
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -144,12 +148,7 @@ class RunTable(Mapping[str, Ranking]):
 
     def numbers(self, names: Sequence[str]) -> NDArray[np.int64]:
         """The numbers of ids (m,); -1 where there is no such document."""
-        if self._find is not None:
-            return self._find(names)
-        wanted = set(names)
-        there = np.fromiter(map(wanted.__contains__, self.ids), bool, len(self.ids))
-        number = {self.ids[row]: row for row in np.flatnonzero(there).tolist()}
-        return np.fromiter((number.get(name, -1) for name in names), np.int64, len(names))
+        return self._find(names)
 
     def only(self, queries: Container[str]) -> "RunTable":
         """The same of some queries only."""
@@ -208,6 +207,10 @@ def _without(ranking: Ranking, document: str) -> Ranking:
     row = ranking.ids.index(document)
     keep = [*range(row), *range(row + 1, len(ranking.ids))]
     return Ranking([ranking.ids[other] for other in keep], ranking.scores[keep])
+
+
+def _looked_up(number: Mapping[str, int], names: Sequence[str]) -> NDArray[np.int64]:
+    return np.fromiter(map(number.get, names, repeat(-1)), np.int64, len(names))
 
 
 def _refuse_misfits(

@@ -77,8 +77,6 @@ def read_table(path: str | Path) -> RunTable:
         if found[name].dtype != dtype or found[name].ndim != 1:
             raise InputError(f"{path}: {name} are {found[name].dtype}; {expected}")
     queries, ids = (_texts(found[name], found[f"{name}_ends"], f"{path}: {name}") for name in _TEXTS)
-    if len(set(ids)) != len(ids):
-        raise InputError(f"{path}: document ids occur twice; {expected}")
     return RunTable.of(queries, found["starts"], found["rows"], found["scores"], ids, place=str(path))
 
 

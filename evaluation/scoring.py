@@ -1,6 +1,6 @@
 """A whole run held against its judgements at once: where the judged hits of every query are."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, compress
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from evaluation.run_table import RunTable
 from indexes.errors import InputError
 
 _AT_ONCE = 128
+_QUERIES_AT_ONCE = 256
 
 Grades = Mapping[str, int]
 """Document id to grade, of one query."""
@@ -90,9 +91,15 @@ class _Judgements(NamedTuple):
         grades = self.grades[order]
         return Ragged(grades.astype(np.float64), self.starts).where(grades > 0)
 
-    def judged(self, ranks: NDArray[np.int64], grades: NDArray[np.int64], counts: list[int], hits: list[int]) -> Judged:
+    def judged(
+        self,
+        ranks: NDArray[np.int64],
+        grades: NDArray[np.int64],
+        counts: Sequence[int] | NDArray[np.integer[Any]],
+        hits: Sequence[int] | NDArray[np.int64],
+    ) -> Judged:
         """Put together what was found: ranks and grades (j,) of judged hits, so many of each query."""
-        starts = np.cumsum([0, *counts])
+        starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
         relevant = grades > 0
         known = Ragged(ranks, starts)
         gains = Ragged(grades.astype(np.float64), starts).where(relevant)
@@ -135,33 +142,60 @@ def _judged_places(ids: list[str], judgements: Grades, depth: int) -> list[int]:
 def judge_table(table: RunTable, qrels: Mapping[str, Grades], depth: int) -> Judged:
     """The same of a run in arrays, without an id made of a number: judged ids are looked up, and no others.
 
-    For each query its judgements are marked at their documents' numbers (n,), and the marks of its hits are read.
-    Marks of earlier queries stay where they are: they are smaller.
+    Processors compare numbers by the dozen: each judged document is compared with all hits of its query.
     """
     judgements = _Judgements.of(qrels)
     names = list(chain.from_iterable(qrels.values()))
-    numbers = table.numbers(names)  # (m,)
-    there = numbers >= 0
-    places = np.flatnonzero(there).astype(np.int32)  # the judgements of documents that the run may hold
-    numbers, edges = numbers[there], np.concatenate([[0], np.cumsum(there)])[judgements.starts].tolist()
-    marks = np.full(len(table.ids), -1, np.int32)
-    marked: list[NDArray[np.int32]] = []
-    ranks: list[NDArray[np.int64]] = []
-    hits: list[int] = []
-    starts = table.starts.tolist()
-    for number, (query, first) in enumerate(zip(qrels, judgements.starts.tolist(), strict=False)):
-        line = table.line(query)
-        begin, end = (starts[line], starts[line + 1]) if line >= 0 else (0, 0)
-        mine = slice(edges[number], edges[number + 1])
-        marks[numbers[mine]] = places[mine]
-        seen = marks[table.rows[begin : min(end, begin + depth)]]
-        found = np.flatnonzero(seen >= first)
-        ranks.append(found)
-        marked.append(seen[found])
-        hits.append(end - begin)
-    every = np.concatenate([np.empty(0, np.int32), *marked])
-    flat = np.concatenate([np.empty(0, np.int64), *ranks]) + 1
-    return judgements.judged(flat, judgements.grades[every], [len(one) for one in ranks], hits)
+    numbers = table.numbers(names).astype(np.int32)  # (m,) -1 where the run has no such document
+    lines = np.fromiter(map(table.line, qrels), np.int64, len(qrels))
+    there = np.flatnonzero(lines >= 0)
+    hits = np.zeros(len(qrels), np.int64)
+    hits[there] = table.counts[lines[there]]
+    many = np.diff(judgements.starts)
+    order = there[np.argsort(-many[there], kind="stable")]  # those with the most judgements first
+    none = np.empty(0, np.int64)
+    places, ranks = [none], [none]
+    for first in range(0, len(order), _QUERIES_AT_ONCE):
+        some = order[first : first + _QUERIES_AT_ONCE]
+        rows = _side_by_side(table, lines[some], depth)
+        for place, rank in _matches(rows, numbers, judgements.starts[some], many[some]):
+            places.append(place)
+            ranks.append(rank)
+    place, rank = np.concatenate(places), np.concatenate(ranks)
+    owner = np.repeat(np.arange(len(qrels)), many)[place]
+    by_rank = np.lexsort((rank, owner))
+    counts = np.bincount(owner, minlength=len(qrels))
+    return judgements.judged(rank[by_rank], judgements.grades[place[by_rank]], counts, hits)
+
+
+def _side_by_side(table: RunTable, lines: NDArray[np.int64], depth: int) -> NDArray[np.int32]:
+    """The first hits of some queries as a matrix (b, k), filled up with what is no document."""
+    counts = np.minimum(table.counts[lines], depth)
+    rows = np.full((len(lines), int(counts.max(initial=0))), -2, np.int32)
+    for line, start, count in zip(range(len(lines)), table.starts[lines].tolist(), counts.tolist(), strict=True):
+        rows[line, :count] = table.rows[start : start + count]
+    return rows
+
+
+def _matches(
+    rows: NDArray[np.int32], numbers: NDArray[np.int32], starts: NDArray[np.int64], many: NDArray[np.int64]
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Where the judgements of some queries are among their hits: the places of judgements, and ranks.
+
+    Args:
+        rows: (b, k) hits.
+        numbers: (m,) the documents of all judgements.
+        starts: (b,) where each query's judgements begin.
+        many: (b,) how many it has, descending.
+    """
+    width = rows.shape[1]
+    equal = np.empty(rows.shape, np.bool_)
+    for nth in range(int(many.max(initial=0)) if width else 0):
+        count = int(np.count_nonzero(many > nth))
+        wanted = starts[:count] + nth
+        np.equal(rows[:count], numbers[wanted, None], out=equal[:count])
+        lines, columns = np.divmod(np.flatnonzero(equal[:count]), width)
+        yield wanted[lines], columns + 1
 
 
 def judge_hits(hits: Mapping[str, Mapping[str, float]], qrels: Mapping[str, Grades], depth: int) -> Judged:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from evaluation.rankings import Ranking, Run
+from evaluation.rankings import Ranking
 from evaluation.systems import unmatched
 from evaluation.testsets import TestSet
 from indexes.errors import InputError
@@ -22,7 +22,7 @@ class StoredRuns:
         InputError: There is no run, or a run has no query of the test collection.
     """
 
-    def __init__(self, runs: Mapping[str, Run], testset: TestSet, deep: int = 100) -> None:
+    def __init__(self, runs: Mapping[str, Mapping[str, Ranking]], testset: TestSet, deep: int = 100) -> None:
         if not runs:
             raise InputError("no runs are given; expected at least one")
         lines = [line for name, run in runs.items() for line in unmatched(run, testset, name)]
@@ -79,10 +79,10 @@ class StoredRuns:
             self._known |= contents(self.testset.documents(), self._known)
         return [self._known[one] for one in ids]
 
-    def _first(self, run: Run, query: str) -> Sequence[str]:
+    def _first(self, run: Mapping[str, Ranking], query: str) -> Sequence[str]:
         return run[query].ids[: self._deep] if query in run else ()
 
-    def _run(self, mode: str) -> Run:
+    def _run(self, mode: str) -> Mapping[str, Ranking]:
         if mode not in self.runs:
             raise InputError(f"no run {mode!r}; there are {', '.join(self.runs)}")
         return self.runs[mode]

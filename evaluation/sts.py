@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from evaluation.correlation import pearson, spearman, spearman_interval
 from evaluation.measures import means, score_run
 from evaluation.pairs_sets import PairSet, RerankingSet
-from evaluation.runs import Run, make_ranking
+from evaluation.rankings import Run, make_ranking
 from evaluation.significance import bootstrap_interval
 from indexes.errors import InputError
 from retrieval.console import OnProgress

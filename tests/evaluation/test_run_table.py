@@ -119,6 +119,7 @@ def arrays(**changes):
         ({"rows": [0, 2, 1]}, r"here: document number 2; expected 0 to 1"),
         ({"rows": [0, -1, 1]}, r"here: document number -1"),
         ({"queries": ["q1", "q1"]}, r"here: 2 queries, 1 different ones"),
+        ({"ids": ["a", "a"]}, r"here: 2 document ids, 1 different ones"),
         ({"starts": [0, 2]}, r"3 documents and 3 scores of 2 queries do not fit"),
         ({"starts": [0, 2, 2]}, r"do not fit"),
         ({"starts": [1, 2, 3]}, r"do not fit"),
