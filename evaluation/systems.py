@@ -131,7 +131,7 @@ def evaluate(
         else:
             runs[mode] = _search(retriever, testset, k, mode, report_on)
     empty = [line for mode, run in runs.items() for line in _empty_lines(mode, run)]
-    notices = [*testset.notices, *getattr(retriever, "notices", ()), *empty]
+    notices = [*testset.notices, *empty, *getattr(retriever, "notices", ())]
     return _report(runs, testset, names, notices, made_by)
 
 

@@ -97,12 +97,12 @@ def test_the_systems_follow_from_the_options(toy, tmp_path, opened, options, sys
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "found none of --encoder, --index, --run and --system; give exactly one"),
+        ({}, "found none of --encoder, --index, --run, --vectors and --system; give exactly one"),
         ({"encoder": "a", "index": "b"}, "found --encoder and --index of"),
         ({"run": "a", "hybrid": True}, "a run file was searched already"),
         ({"encoder": "a", "hybrid": True, "mode": ["dense"]}, "give one or the other"),
         ({"encoder": "a", "mode": ["sparse"]}, "unknown mode 'sparse'; known are lexical, dense, hybrid"),
-        ({"index": "a", "cache": "b"}, "--cache is where --encoder and --system keep what they make"),
+        ({"index": "a", "cache": "b"}, "--cache is where --encoder, --vectors and --system keep what they make"),
         ({"system": "bm25", "mode": ["lexical"]}, "and so does --system; leave them out"),
         ({"system": "bm25", "sparse": "a"}, "--sparse goes with --encoder or --index"),
         ({"run": ["a"], "sparse": "a"}, "--sparse goes with --encoder or --index"),

@@ -221,7 +221,7 @@ def test_the_command_measures_pairs_and_writes_them(tmp_path, model_folder, enco
     ("options", "message"),
     [
         ({}, "is measured by an encoder; give --encoder"),
-        ({"encoder": "a", "hybrid": True, "k": 5}, "pairs and not searched; leave out --hybrid, -k"),
+        ({"encoder": "a", "hybrid": True, "k": 5}, "pairs and not searched; leave out -k, --hybrid"),
         ({"encoder": "a", "split": "dev"}, "leave out --split"),
     ],
 )
