@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
-from typing import Any, NamedTuple, Protocol, overload, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, overload, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 from evaluation.measures import ann_recall
 from evaluation.run_table import RunTable
 from evaluation.testsets import TestSet
-from indexes.dense import LocalDense
 from indexes.errors import InputError
 from indexes.hits import Hits
-from indexes.reader import Reader
+
+if TYPE_CHECKING:
+    from indexes.reader import Reader
 
 DEPTHS = (10, 100)
 """How deep recall against exact search is measured."""
@@ -26,7 +27,7 @@ OnProgress = Callable[[int, int | None], None]
 class RowSearcher(Protocol):
     """A searcher that gives its hits as rows of an index of ours (`retrieval.Retriever` is one)."""
 
-    def search_rows(self, texts: Sequence[str], k: int, *, mode: str) -> tuple[Hits, Reader]:
+    def search_rows(self, texts: Sequence[str], k: int, *, mode: str) -> "tuple[Hits, Reader]":
         """Find at most k rows for each text, and what they are rows of."""
 
 
@@ -41,7 +42,7 @@ class Recall(NamedTuple):
 class _Ids(Sequence[str]):
     """The ids of an index's rows as texts, each read when it is asked for."""
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: "Reader") -> None:
         self.reader = reader
 
     def __len__(self) -> int:
@@ -64,7 +65,7 @@ def search_index(retriever: RowSearcher, testset: TestSet, k: int, mode: str, on
         InputError: The index was changed meanwhile.
     """
 
-    def search(texts: Sequence[str], k: int) -> tuple[Hits, Reader]:
+    def search(texts: Sequence[str], k: int) -> "tuple[Hits, Reader]":
         return retriever.search_rows(texts, k, mode=mode)
 
     return _run(search, testset, k, f"mode {mode!r}", on_progress)
@@ -72,10 +73,12 @@ def search_index(retriever: RowSearcher, testset: TestSet, k: int, mode: str, on
 
 def exact_run(retriever: Any, testset: TestSet, k: int, on_progress: OnProgress) -> RunTable:
     """What exact search finds in the raw vectors of a retriever's index, whatever the index is."""
+    from indexes.dense import LocalDense  # which loads pyarrow
+
     reader: Reader = retriever.index.reader
     dense = LocalDense(reader.segments)
 
-    def search(texts: Sequence[str], k: int) -> tuple[Hits, Reader]:
+    def search(texts: Sequence[str], k: int) -> "tuple[Hits, Reader]":
         vectors = reader.checked(retriever.encoder.encode_queries(texts))
         return dense.exact(vectors, min(k, len(reader)), reader.live), retriever.index.reader
 
@@ -114,7 +117,7 @@ def recall_line(mode: str, factory: str, found: dict[str, Recall]) -> str:
 
 
 def _run(
-    search: Callable[[Sequence[str], int], tuple[Hits, Reader]],
+    search: "Callable[[Sequence[str], int], tuple[Hits, Reader]]",
     testset: TestSet,
     k: int,
     place: str,

@@ -16,6 +16,11 @@ from fixtures import make_model, random_texts
 ROOT = Path(__file__).parents[1]
 
 
+def pytest_collection_modifyitems(items):
+    """The longest test comes first, so that no worker is left alone with it at the end."""
+    items.sort(key=lambda item: not item.name.startswith("test_examples_run_in_order"))
+
+
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
     connect = socket.socket.connect
