@@ -43,6 +43,12 @@ def test_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def real_cache(tmp_path_factory) -> Path:
+    """Where tests of a real encoder on real collections keep vectors, so that each collection is encoded once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
 def model_folder(tmp_path_factory) -> Path:
     return make_model(tmp_path_factory.mktemp("models") / "tiny")
 

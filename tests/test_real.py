@@ -21,9 +21,9 @@ def retrokit(*arguments):
     return done
 
 
-def test_scifact_has_the_published_value(test_data, tmp_path):
+def test_scifact_has_the_published_value(test_data, real_cache, tmp_path):
     """MTEB publishes 64.508 for all-MiniLM-L6-v2: a check of the whole chain, to all its digits."""
-    options = ["--dataset", test_data / "beir" / "scifact", "--cache", tmp_path / "cache"]
+    options = ["--dataset", test_data / "beir" / "scifact", "--cache", real_cache]
     retrokit("evaluate", "--encoder", "all-MiniLM-L6-v2", *options, "--json", tmp_path / "dense.json")
     assert json.loads((tmp_path / "dense.json").read_text())["metrics"]["nDCG@10"] == pytest.approx(0.64508, abs=2e-5)
     retrokit("evaluate", "--encoder", "all-MiniLM-L6-v2", *options, "--hybrid", "--json", tmp_path / "hybrid.json")
@@ -83,8 +83,8 @@ def test_pretraining_on_cranfield_survives_sigkill_bit_for_bit(test_data, tmp_pa
     ("name", "lexical", "dense", "hybrid"),
     [("cranfield", 0.343, 0.374, 0.415), ("cisi", 0.373, 0.421, 0.461)],
 )
-def test_classic_collections_have_their_known_values(test_data, tmp_path, name, lexical, dense, hybrid):
-    options = ["--dataset", test_data / "beir" / name, "--cache", tmp_path / "cache", "--json", tmp_path / "out.json"]
+def test_classic_collections_have_their_known_values(test_data, real_cache, tmp_path, name, lexical, dense, hybrid):
+    options = ["--dataset", test_data / "beir" / name, "--cache", real_cache, "--json", tmp_path / "out.json"]
     retrokit("evaluate", "--encoder", "all-MiniLM-L6-v2", *options, "--hybrid")
     systems = json.loads((tmp_path / "out.json").read_text())["systems"]
     found = [systems[mode]["nDCG@10"] for mode in ("lexical", "dense", "hybrid")]

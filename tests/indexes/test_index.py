@@ -97,7 +97,7 @@ def test_an_index_of_whole_documents_scores_them_and_has_no_passages(store, rows
         ("HNSW4", {"ef": 1}, {"ef": 600}),
         ("IVF64,Flat", {"nprobe": 1}, {"nprobe": 64}),
         ("PCA24,HNSW4", {"ef": 1, "candidates": 1}, {"ef": 900, "candidates": 40}),
-        ("OPQ8,IVF64,PQ8x4", {"nprobe": 1}, {"nprobe": 999, "candidates": 100}),
+        ("PCA24,IVF64,PQ8x4", {"nprobe": 1}, {"nprobe": 999, "candidates": 100}),
         ("IVF64,PQ8x4fs,RFlat", {"nprobe": 1}, {"nprobe": 64, "candidates": 120}),
         ("PQ8x4", {"candidates": 1}, {"candidates": 120}),
     ],
