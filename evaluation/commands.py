@@ -12,6 +12,7 @@ import typer
 from evaluation.expected import with_expected
 from evaluation.measures import DEFAULT_MEASURES, parse_measures
 from evaluation.opening import SPECS, Opened, open_encoder, open_index, open_system, with_reranker
+from evaluation.options import default_measures, load_testset
 from evaluation.pair_commands import measure_pairs
 from evaluation.pairs_sets import pairs_kind
 from evaluation.prepared import cache_folder
@@ -21,7 +22,7 @@ from evaluation.runs import read_run, read_table
 from evaluation.search_commands import VectorsSearch, check_search_options, measure_vectors, with_recall
 from evaluation.systems import MODES, Report, evaluate_run, merge
 from evaluation.systems import evaluate as evaluate_retriever
-from evaluation.testsets import TestSet, load_dataset
+from evaluation.testsets import TestSet
 from evaluation.versions import versions
 from indexes.errors import InputError
 from indexes.manifest import refuse_existing, write_json
@@ -129,10 +130,10 @@ def evaluate(
     modes = _wanted_modes(asked, hybrid=hybrid, modes=mode)
     _refuse_idle(asked)
     check_search_options(index, vectors, modes, against_exact=against_exact, device=device, memory_gb=memory_gb)
-    measures = [one.name for one in parse_measures(measure or _default_measures(asked.k))]
+    measures = [one.name for one in parse_measures(measure or default_measures(asked.k))]
     if output is not None:
         refuse_existing(output, overwrite=overwrite)  # before the work, not after it
-    testset = _load(dataset, split)
+    testset = load_testset(dataset, split)
     measures = measures if measure else list(dict.fromkeys([*measures, *_main_measure(testset, asked.k)]))
     if vectors is not None:
         how = VectorsSearch(vectors, encoder, asked.k, device, memory_gb)
@@ -183,23 +184,6 @@ def _open(asked: _Asked, testset: TestSet) -> tuple[Opened, int]:
     if asked.system is not None:
         return open_system(asked.system, testset, cache=asked.cache), asked.k
     return open_encoder(str(asked.encoder), testset, cache=asked.cache, sparse=asked.sparse), asked.k
-
-
-def _load(dataset: str, split: str | None) -> TestSet:
-    with progress("reading", "documents") as on_progress:
-        testset = load_dataset(dataset, split, on_progress=on_progress)
-    if testset.identical_to:
-        note(f"the test collection is {testset.identical_to}, to the last character")
-    return testset
-
-
-def _default_measures(k: int) -> list[str]:
-    """The usual measures, without those that read deeper than k hits."""
-    kept = [name for name in DEFAULT_MEASURES if int(name.partition("@")[2] or 0) <= k]
-    if len(kept) < len(DEFAULT_MEASURES):
-        left_out = ", ".join(name for name in DEFAULT_MEASURES if name not in kept)
-        note(f"notice: {left_out} read more than {k} hits and are left out")
-    return kept
 
 
 def _main_measure(testset: TestSet, k: int) -> list[str]:

@@ -10,8 +10,9 @@ from evaluation.comparison import CORRECTIONS, Comparison, compare
 from evaluation.comparison_report import as_json, refuse_output, write_comparison
 from evaluation.comparison_text import MARKS, headline, p_text, published_lines, verdicts, weakest
 from evaluation.measures import DEFAULT_MEASURES, parse_measures
+from evaluation.options import default_measures, load_testset
 from evaluation.systems import MODES
-from evaluation.testsets import TestSet, load_dataset
+from evaluation.testsets import TestSet
 from evaluation.versions import versions
 from indexes.errors import InputError
 from indexes.manifest import write_json
@@ -76,11 +77,11 @@ def compare_systems(
     from evaluation.inspection import look_closer
     from evaluation.lineup import measure_systems
 
-    measures = [one.name for one in parse_measures(measure or _default_measures(k))]
+    measures = [one.name for one in parse_measures(measure or default_measures(k))]
     _check(correction, mode or [])
     if output is not None:
         refuse_output(output, overwrite=overwrite)  # before the work, not after it
-    testsets = [_load(one, split) for one in dataset]
+    testsets = [load_testset(one, split) for one in dataset]
     measured = measure_systems(system, testsets, measures=measures, k=k, modes=mode or [], cache=cache)
     comparison = compare(
         measured.reports,
@@ -104,11 +105,6 @@ def compare_systems(
         note(f"wrote {', '.join(map(str, wrote))}; open {wrote[0]}")
 
 
-def _load(dataset: str, split: str | None) -> TestSet:
-    with progress("reading", "documents") as on_progress:
-        return load_dataset(dataset, split, on_progress=on_progress)
-
-
 def _check(correction: str, modes: list[str]) -> None:
     """Refuse what is known to be wrong before any work."""
     if correction not in CORRECTIONS:
@@ -116,14 +112,6 @@ def _check(correction: str, modes: list[str]) -> None:
     unknown = next((mode for mode in modes if mode not in MODES), None)
     if unknown is not None:
         raise InputError(f"unknown mode {unknown!r}; known are {', '.join(MODES)}")
-
-
-def _default_measures(k: int) -> list[str]:
-    """The usual measures, without those that read deeper than k hits."""
-    kept = [one.name for one in parse_measures(DEFAULT_MEASURES) if "@" not in one.name or one.k <= k]
-    if len(kept) < len(DEFAULT_MEASURES):
-        note(f"notice: measures that read more than {k} hits are left out; measured are {', '.join(kept)}")
-    return kept
 
 
 def _with_costs(

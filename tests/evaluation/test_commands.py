@@ -146,9 +146,9 @@ def test_importing_everything_loads_no_torch():
     modules = (
         "compare_commands, comparison, comparison_report, costs, inspection, leakage, lineup, "
         "anchors, benchmark_commands, commands, correlation, dataset_commands, downloads, expected, hub_layout, "
-        "known_items, library_sources, long_sets, measures, mteb_adapter, mteb_tasks, opening, page, pair_commands, "
-        "pairs_sets, prepared, presentation, qrels, report, runs, significance, sources, stored, sts, systems, "
-        "testsets, trec_files"
+        "known_items, library_sources, long_sets, measures, mteb_adapter, mteb_tasks, opening, options, page, "
+        "pair_commands, pairs_sets, prepared, presentation, qrels, report, runs, significance, sources, stored, sts, "
+        "systems, testsets, trec_files"
     )
     heavy = {"torch", "transformers", "faiss", "mteb", "scipy", "sklearn"}
     code = f"import sys; from evaluation import {modules}; assert not {heavy} & set(sys.modules)"
