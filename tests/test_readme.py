@@ -18,13 +18,15 @@ BLOCKS = [
     for kind, block in re.findall(r"^```(python|console)\n(.*?)^```", text, flags=re.M | re.S)
 ]
 LONG = {
+    "Sentence pairs, MTEB, published figures",
+    "Queries of words that stand out, and of pages that link",
     "Mix and clean what is learned from",
     "Mask some words only, decode other fields",
     "DupMAE's hybrid representation",
     "Know when to stop",
     "Reshape an encoder, and distill it",
 }
-"""Sections that nothing after them needs, and that take a minute together: `make test-slow` runs them too."""
+"""Sections that nothing after them needs, and that take more than a minute together: `make test-slow` runs them too."""
 
 TEXTS = {
     "git.md": "# Git\n\nTo undo the last commit but keep its changes, run git reset --soft HEAD~1.",
