@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from evaluation.comparison import CORRECTIONS, Comparison, compare
-from evaluation.comparison_report import as_json, refuse_output, write_comparison
+from evaluation.comparison_report import as_json, cost_lines, leak_lines, refuse_output, write_comparison
 from evaluation.comparison_text import MARKS, headline, p_text, published_lines, verdicts, weakest
 from evaluation.measures import DEFAULT_MEASURES, parse_measures
 from evaluation.options import default_measures, load_testset
@@ -78,7 +78,7 @@ def compare_systems(
     from evaluation.lineup import measure_systems
 
     measures = [one.name for one in parse_measures(measure or default_measures(k))]
-    _check(correction, mode or [])
+    _check(correction, mode or [], trained_on or [])
     if output is not None:
         refuse_output(output, overwrite=overwrite)  # before the work, not after it
     testsets = [load_testset(one, split) for one in dataset]
@@ -105,8 +105,11 @@ def compare_systems(
         note(f"wrote {', '.join(map(str, wrote))}; open {wrote[0]}")
 
 
-def _check(correction: str, modes: list[str]) -> None:
+def _check(correction: str, modes: list[str], trained_on: list[str]) -> None:
     """Refuse what is known to be wrong before any work."""
+    missing = next((one for one in trained_on if ":" not in one and not Path(one).exists()), None)
+    if missing is not None:
+        raise InputError(f"{missing}: no such file or folder; expected a training set for --trained-on")
     if correction not in CORRECTIONS:
         raise InputError(f"--correction is {correction!r}; expected one of {', '.join(CORRECTIONS)}")
     unknown = next((mode for mode in modes if mode not in MODES), None)
@@ -156,6 +159,10 @@ def _show(comparison: Comparison) -> None:
         out.print(sentence, markup=False)
     if sentence := weakest(comparison):
         out.print(sentence, markup=False)
+    for line in cost_lines(comparison):
+        out.print(f"cost of {line}", markup=False)
+    for line in leak_lines(comparison):
+        out.print(f"training set: {line}", markup=False)
     for line in published_lines(comparison):
         out.print(f"published, not tested: {line}", markup=False)
     for notice in comparison.notices:

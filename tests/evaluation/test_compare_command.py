@@ -118,6 +118,13 @@ def write_runs(folder, sets, skills):
     return testsets
 
 
+def test_what_a_training_set_holds_and_what_search_costs_is_printed(sets, tmp_path, capsys):
+    compare_systems(["bm25"], [str(sets[0])], cache=tmp_path, trained_on=[str(sets[0] / "queries.jsonl")], cost=True)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "training set: red: 12 queries and" in shown
+    assert "cost of bm25: " in shown
+
+
 def test_run_files_by_a_pattern(sets, tmp_path, capsys):
     testsets = write_runs(tmp_path, sets, {"one": 0.2, "two": 0.8})
     patterns = [f"{tmp_path}/one/{{dataset}}.trec", f"second={tmp_path}/two/{{dataset}}.trec"]
@@ -166,6 +173,10 @@ def test_published_figures_stand_beside_and_are_not_tested(sets, tmp_path, monke
         (["bm25"], {"measure": ["F1"]}, "unknown measure 'F1'"),
         (["bm25", "bm25"], {}, "two systems are called 'bm25'; name one, such as other=bm25"),
         (["no/such/model"], {}, "no/such/model"),
+        (["no such model"], {}, "no such model: no such folder, and not to be had"),
+        (["runs/mine.trec"], {}, "runs/mine.trec: no such run file"),
+        (["bm25"], {"mode": ["dense"]}, "no system here can be searched by dense; leave the mode out"),
+        (["bm25"], {"trained_on": ["nothing.jsonl"]}, "nothing.jsonl: no such file or folder"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(sets, tmp_path, systems, options, message):

@@ -27,6 +27,14 @@ def test_a_run_read_back_is_the_run(tmp_path, name):
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_id(tmp_path):
+    write_run(RUN, tmp_path / "run")
+    (tmp_path / "marked").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "run").read_bytes())
+    assert same(read_run(tmp_path / "marked"), RUN)
+    with pytest.raises(InputError, match="a folder; expected a TREC run file"):
+        read_run(tmp_path)
+
+
 def test_the_file_has_six_columns_in_the_order_that_is_measured(tmp_path):
     write_run(RUN, tmp_path / "run", tag="my system")
     lines = (tmp_path / "run").read_text().splitlines()
