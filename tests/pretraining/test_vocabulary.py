@@ -13,7 +13,7 @@ from pretraining.census import Census, take_census
 from pretraining.vocabulary import NewWord, choose_words, extend, merges_of, trim
 from retrieval.documents import Document
 
-TEXTS = [line for line in (Path(__file__).parents[2] / "README.md").read_text().splitlines() if line.strip()]
+TEXTS = [line.strip() for line in (Path(__file__).parents[2] / "README.md").read_text().splitlines() if line.strip()]
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 
 
