@@ -12,10 +12,10 @@ from indexes.errors import InputError
 from indexes.manifest import read_json, refuse_existing
 from pretraining.contrastive_terms import TEMPERATURE, check_temperature
 from pretraining.samplers import LINKS, TERMS, USUAL, sample_pairs
-from pretraining.working import CARD, finished_card, working_folder
 from retrieval.documents import Document, corpus_fingerprint, read_documents
 from retrieval.model_folder import resolve
 from retrieval.pairs import Pair, read_pairs
+from retrieval.working import CARD, finished_card, working_folder
 
 OnNote = Callable[[str], None]
 OnProgress = Callable[[int, int | None], None]

@@ -17,14 +17,14 @@ from indexes.errors import InputError
 from indexes.manifest import new_folder, read_json, seal, write_json
 from pretraining.adaptation import AdaptConfig, HeldOut
 from pretraining.base import load_heads, save_heads
-from pretraining.loop import ResumableTrainer, arguments_of, back_to_checkpoint, unique_state
+from pretraining.loop import arguments_of
 from pretraining.model import PretrainingModel
-from pretraining.model_folder import package_versions
-from pretraining.orders import EpochOrder
-from pretraining.working import CARD, KIND, LOG
 from retrieval.loading import quiet
 from retrieval.model_folder import read_model_folder, resolve
+from retrieval.orders import EpochOrder
 from retrieval.pairs import Pair
+from retrieval.trainer import ResumableTrainer, back_to_checkpoint, unique_state
+from retrieval.working import CARD, KIND, LOG, package_versions
 
 _BATCHES_WAITING = 16
 _BEST, _CHECKS, _CHECKPOINTS = "best.safetensors", "checks.json", "checkpoints"

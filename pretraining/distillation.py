@@ -10,9 +10,9 @@ from typing import Any
 from indexes.checksums import folder_digest
 from indexes.errors import InputError
 from indexes.manifest import read_json, refuse_existing
-from pretraining.working import CARD, finished_card, working_folder
 from retrieval.documents import corpus_fingerprint, read_documents
 from retrieval.model_folder import resolve
+from retrieval.working import CARD, finished_card, working_folder
 
 LOSSES = ("vectors", "similarities", "relations")
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 from transformers.activations import ACT2FN
 
 from pretraining.backbones import activation_of, epsilon_of
-from pretraining.processes import of_all_rows
+from retrieval.processes import of_all_rows
 
 _ELEMENTS_AT_ONCE = 1 << 24  # 64 MiB of float32
 

@@ -23,8 +23,8 @@ from pretraining.masking import MaskOptions
 from pretraining.model_folder import save_encoder
 from pretraining.objective import Objective
 from pretraining.view import sentence_vector
-from pretraining.working import CARD, KIND
 from retrieval.loading import quiet
+from retrieval.working import CARD, KIND
 
 DENSE, SPARSE = "dense", "sparse"
 _TEXTS = 2000

@@ -3,7 +3,6 @@
 Shapes: b batch, t tokens, r decoded rows, w words.
 """
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +11,8 @@ import torch
 from torch import Tensor
 
 from indexes.errors import InputError
+from retrieval.seeds import seed_of as seed_of
+from retrieval.seeds import seeded as seeded
 
 IGNORED = -100
 """The label of a position without loss, as in torch's cross-entropy."""
@@ -108,20 +109,6 @@ class Vocabulary:
     mask_id: int
     size: int
     digest: str = ""
-
-
-def seeded(device: torch.device, *address: int | str) -> torch.Generator:
-    """A generator on `device` for one address (seed, step, micro-step, rank).
-
-    It depends on the address only, so that a resumed run draws what the uninterrupted run would have drawn.
-    """
-    return torch.Generator(device).manual_seed(seed_of(*address))
-
-
-def seed_of(*address: int | str) -> int:
-    """63 bits that depend on every part of an address and on their order."""
-    digest = hashlib.sha256("/".join(map(str, address)).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def content_positions(attention_mask: Tensor) -> Tensor:

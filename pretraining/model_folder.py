@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,8 @@ from pretraining.base import Base, save_heads
 from pretraining.cross_encoder import FOLDER, save_cross_encoder
 from pretraining.report import REPORT, write_report
 from pretraining.terms.word_order import WordSetOrder
-from pretraining.working import CARD, KIND, LOG
 from retrieval.loading import quiet
-
-_PACKAGES = ("torch", "transformers", "tokenizers", "sentence-transformers", "accelerate", "numpy")
-
-
-def package_versions() -> dict[str, str]:
-    """The versions of the packages that decide what a run computes."""
-    return {name: version(name) for name in _PACKAGES}
+from retrieval.working import CARD, KIND, LOG
 
 
 def write_model_folder(

@@ -13,8 +13,8 @@ from torch.nn import functional
 
 from pretraining.masking import IGNORED, Masks
 from pretraining.model import Drawn, PretrainingModel
-from pretraining.processes import alone
 from pretraining.terms.bag_of_words import own_words, sentence_logits
+from retrieval.processes import alone
 
 
 def alignment(one: Tensor, other: Tensor, power: float = 2.0) -> float:

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from indexes.errors import InputError
 from indexes.manifest import read_json
 from pretraining.curves import STYLE, curve
-from pretraining.working import CARD, LOG, RUN
 from retrieval.web_page import definitions, web_page
+from retrieval.working import CARD, LOG, RUN
 
 REPORT = "report.html"
 

@@ -17,18 +17,18 @@ from indexes.manifest import refuse_existing, write_json
 from pretraining.base import Base, load_base
 from pretraining.cleaning import Cleaner, describe_sources, sources, write_cleaned
 from pretraining.configuration import PretrainConfig
-from pretraining.loop import back_to_checkpoint, resumable_arguments
 from pretraining.mixture import Mixture
-from pretraining.model_folder import package_versions, write_model_folder
+from pretraining.model_folder import write_model_folder
 from pretraining.probing import Judge, sample_probe_pairs
 from pretraining.tokens import LONGEST_SET, Rows, SpanPairs
 from pretraining.trackers import tracker_callbacks
 from pretraining.training import CHECKPOINTS, PAIRS, OnNote, OnProgress, open_windows, train
 from pretraining.window_words import prepare_word_sets
-from pretraining.working import LOG, finished_card, partial_folder, working_folder
 from retrieval.digests import tokenizer_digest
 from retrieval.documents import read_documents
 from retrieval.loading import quiet
+from retrieval.trainer import back_to_checkpoint, resumable_arguments
+from retrieval.working import LOG, finished_card, package_versions, partial_folder, working_folder
 
 _TOKENS = "tokens"
 

@@ -19,14 +19,13 @@ from pretraining.census import Census, OnProgress, take_census
 from pretraining.growth import widen, widen_head
 from pretraining.heads import VocabularyHead
 from pretraining.layers import deepen, keep_layers
-from pretraining.model_folder import package_versions
 from pretraining.reshaping import COUNTS
 from pretraining.vocabulary import NewWord, Vocabulary, choose_words, extend, kind_of, trim
-from pretraining.working import CARD, KIND
 from retrieval.digests import tokenizer_digest
 from retrieval.documents import read_documents
 from retrieval.loading import quiet
 from retrieval.model_folder import ModelFolder, read_model_folder
+from retrieval.working import CARD, KIND, package_versions
 
 _HEAD = "head."
 _VOCABULARY_FILES = ("vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model", "spm.model")

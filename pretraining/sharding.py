@@ -21,9 +21,10 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import TrainingArguments
 
 from pretraining.layers import layers_of
-from pretraining.loop import WEIGHTS, PretrainingTrainer
+from pretraining.loop import PretrainingTrainer
 from pretraining.model import PretrainingModel
 from pretraining.terms.term import PlainDecoder
+from retrieval.trainer import WEIGHTS
 
 _SCHEDULER = "scheduler.pt"
 

@@ -11,9 +11,9 @@ from torch import nn
 from transformers import TrainerCallback
 
 from indexes.errors import InputError
-from pretraining.loop import ResumableTrainer, unique_state
 from pretraining.probing import NDCG, Probe, ProbeOptions
-from pretraining.processes import told_by_first
+from retrieval.processes import told_by_first
+from retrieval.trainer import ResumableTrainer, unique_state
 
 OnNote = Callable[[str], None]
 

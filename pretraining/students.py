@@ -15,12 +15,12 @@ from pretraining.backbones import FAMILIES
 from pretraining.contrastive import load_sentence_transformer
 from pretraining.distillation import DistillConfig
 from pretraining.layers import layers_of
-from pretraining.loop import ResumableTrainer, arguments_of, back_to_checkpoint
-from pretraining.model_folder import LOG, package_versions
-from pretraining.working import CARD, KIND
+from pretraining.loop import arguments_of
 from retrieval.digests import tokenizer_digest
 from retrieval.loading import quiet
 from retrieval.model_folder import ModelFolder, read_model_folder, resolve
+from retrieval.trainer import ResumableTrainer, back_to_checkpoint
+from retrieval.working import CARD, KIND, LOG, package_versions
 
 _CHECKPOINTS = "checkpoints"
 

@@ -8,18 +8,19 @@ from transformers import TrainerCallback, TrainingArguments
 
 from indexes.manifest import read_json
 from pretraining.base import Base
-from pretraining.checkpoints import newest_checkpoint
 from pretraining.configuration import PretrainConfig
-from pretraining.loop import PretrainingTrainer, recompute_layers
+from pretraining.loop import PretrainingTrainer
 from pretraining.probing import Judge, Probe
 from pretraining.sharding import ShardedTrainer
 from pretraining.stopping import BestWeights, ProbeHistory, Probing
 from pretraining.tokens import Accompanied, Collator, Rows, SpanPairs, TokenWindows
 from pretraining.trackers import Reporting
 from pretraining.window_words import open_word_sets
-from pretraining.working import LOG
+from retrieval.checkpoints import newest_checkpoint
 from retrieval.loading import quiet
 from retrieval.pairs import Pair
+from retrieval.trainer import recompute_layers
+from retrieval.working import LOG
 
 CHECKPOINTS, BEST, PAIRS = "checkpoints", "best", "probe-pairs.json"
 

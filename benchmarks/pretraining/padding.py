@@ -15,11 +15,12 @@ from transformers import AutoTokenizer
 
 from benchmarks.pretraining.cleaning import COLLECTIONS
 from benchmarks.setting import save, scifact
-from pretraining.orders import EpochOrder, GroupedByLength
+from pretraining.orders import GroupedByLength
 from pretraining.token_writer import write_tokens
 from pretraining.tokens import SPECIALS, TokenWindows
 from retrieval.documents import read_documents
 from retrieval.model_folder import PACKAGED, resolve
+from retrieval.orders import EpochOrder
 
 LENGTHS, BATCHES = (128, 256, 512), (16, 64)
 

@@ -9,10 +9,10 @@ from torch.nn import functional
 from indexes.errors import InputError
 from pretraining.backbones import Backbone
 from pretraining.masking import Batch, Masks, Vocabulary, check_share
-from pretraining.processes import gathered, rank
 from pretraining.terms.parts import Part, kept_tokens
 from pretraining.terms.term import Term, at_least_float32
 from pretraining.view import EncoderView, sentence_vector
+from retrieval.processes import gathered, rank
 
 
 class CropContrast(Term):

@@ -17,9 +17,9 @@ from pretraining.backbones import Backbone, activation_of
 from pretraining.generator import Generator
 from pretraining.heads import initialise
 from pretraining.masking import IGNORED, Batch, MaskOptions, Masks, Vocabulary, draw_places
-from pretraining.processes import of_all_rows, summed
 from pretraining.terms.term import Term, at_least_float32
 from pretraining.view import EncoderView
+from retrieval.processes import of_all_rows, summed
 
 _FOR_RERANKERS = (
     "for bases of rerankers; retrievers do better with masked language modelling (arXiv 2207.02578, table 5)"

@@ -8,9 +8,9 @@ from torch import Tensor
 from pretraining.backbones import Backbone
 from pretraining.heads import Transform, initialise, linear_cross_entropy, linear_max
 from pretraining.masking import IGNORED, Batch, Masks, Vocabulary, check_share, more_masked
-from pretraining.processes import of_all_rows
 from pretraining.terms.term import PlainDecoder, Term, decoded_masks, own_positions
 from pretraining.view import EncoderView
+from retrieval.processes import of_all_rows
 
 
 class LexiconBottleneck(Term):

@@ -8,10 +8,10 @@ from torch import Tensor
 from pretraining.backbones import Backbone
 from pretraining.drophead import check_drophead, dropped_heads
 from pretraining.masking import Batch, Masks, Vocabulary, check_share
-from pretraining.processes import gathered, of_whole_batch
 from pretraining.terms.simcse import check_temperature, nt_xent
 from pretraining.terms.term import Term
 from pretraining.view import EncoderView, sentence_vector
+from retrieval.processes import gathered, of_whole_batch
 
 MASKED = "masked"
 """What `Batch.others` calls the texts with some characters masked."""

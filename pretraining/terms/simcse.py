@@ -6,9 +6,9 @@ from torch.nn import functional
 
 from indexes.errors import InputError
 from pretraining.backbones import Backbone
-from pretraining.processes import gathered, of_whole_batch
 from pretraining.terms.term import Term, at_least_float32
 from pretraining.view import EncoderView, sentence_vector
+from retrieval.processes import gathered, of_whole_batch
 
 
 class DropoutContrast(Term):

@@ -8,9 +8,9 @@ from torch.nn import functional
 
 from pretraining.backbones import Backbone
 from pretraining.masking import IGNORED, Batch, MaskOptions, Masks, Vocabulary, draw_masks
-from pretraining.processes import gathered, of_whole_batch
 from pretraining.terms.term import PlainDecoder, Term, at_least_float32, decoded_masks, own_positions
 from pretraining.view import EncoderView
+from retrieval.processes import gathered, of_whole_batch
 
 
 class SpanContrast(Term):

@@ -14,9 +14,9 @@ from pretraining.backbones import Backbone
 from pretraining.contrastive_terms import TEMPERATURE, check_temperature
 from pretraining.heads import initialise
 from pretraining.masking import IGNORED, Batch
-from pretraining.processes import of_all_rows
 from pretraining.terms.term import Term, at_least_float32
 from pretraining.view import EncoderView
+from retrieval.processes import of_all_rows
 
 BETTER, WORSE = "better", "worse"
 """What `Batch.others` calls the two sets of words."""

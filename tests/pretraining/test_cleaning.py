@@ -15,12 +15,13 @@ from pretraining import cleaning, pretrain
 from pretraining.cleaning import Cleaner, CleaningOptions
 from pretraining.configuration import PretrainConfig
 from pretraining.contamination import TestQueries
-from pretraining.loop import PretrainingTrainer, resumable_arguments
+from pretraining.loop import PretrainingTrainer
 from pretraining.mixture import MixedOrder, Mixture
 from pretraining.token_writer import Extras, write_tokens
 from pretraining.tokens import Accompanied, Collator, SpanPairs, TokenWindows
 from retrieval.cli import build_app
 from retrieval.documents import Document, corpus_fingerprint, read_documents
+from retrieval.trainer import resumable_arguments
 
 OPTIONS = dict(max_steps=7, batch_size=4, max_length=16, save_steps=2, learning_rate=1e-3, warmup_steps=1)
 WORDS = ["river", "stone", "green", "walk", "night", "paper", "music", "water", "house", "train"]

@@ -17,13 +17,13 @@ from ranks import LEARNING_RATE, STEPS, train
 from transformers import AutoModel
 
 from indexes.errors import InputError
-from pretraining.checkpoints import MARKER
 from pretraining.configuration import PretrainConfig
 from pretraining.masking import IGNORED, seeded
 from pretraining.model import PretrainingModel
 from pretraining.objective import PRESETS
 from pretraining.run import pretrain
 from pretraining.terms import TERMS
+from retrieval.checkpoints import MARKER
 
 ROOT = Path(__file__).parents[2]
 MIXTURE = {"encoder_mlm": 1.0, "condenser_mlm": 1.0, "span_contrast": 1.0, "crop_contrast": {"momentum": 0.5}}

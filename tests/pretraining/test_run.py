@@ -16,16 +16,17 @@ from safetensors.torch import load_file, save_file
 
 from indexes.errors import InputError
 from pretraining.base import load_base
-from pretraining.checkpoints import MARKER
 from pretraining.configuration import PretrainConfig
-from pretraining.loop import PretrainingTrainer, resumable_arguments
+from pretraining.loop import PretrainingTrainer
 from pretraining.masking import MaskOptions
 from pretraining.objective import Objective
 from pretraining.run import pretrain
 from pretraining.terms.spans import span_contrast
 from pretraining.token_writer import write_tokens
 from pretraining.tokens import Collator, SpanPairs
+from retrieval.checkpoints import MARKER
 from retrieval.documents import read_documents
+from retrieval.trainer import resumable_arguments
 
 OPTIONS = dict(max_steps=7, batch_size=4, max_length=16, save_steps=2, learning_rate=1e-3, warmup_steps=1)
 

@@ -10,9 +10,10 @@ from safetensors.torch import load_file
 from torch.utils.data import SequentialSampler
 
 from pretraining import pretrain
-from pretraining.loop import recompute_layers
 from pretraining.masking import seeded
-from pretraining.orders import EpochOrder, GroupedByLength
+from pretraining.orders import GroupedByLength
+from retrieval.orders import EpochOrder
+from retrieval.trainer import recompute_layers
 
 OPTIONS = dict(max_steps=6, batch_size=4, max_length=24, save_steps=2, learning_rate=1e-3, warmup_steps=1)
 

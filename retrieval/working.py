@@ -3,6 +3,7 @@
 import contextlib
 import shutil
 from collections.abc import Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,13 @@ RUN = "run.json"
 """The run card in a working folder."""
 LOG = "log.jsonl"
 """The log in both: a JSON object a step."""
+
+_PACKAGES = ("torch", "transformers", "tokenizers", "sentence-transformers", "accelerate", "numpy")
+
+
+def package_versions() -> dict[str, str]:
+    """The versions of the packages that decide what a run computes."""
+    return {name: version(name) for name in _PACKAGES}
 
 
 def partial_folder(target: Path) -> Path:
