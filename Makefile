@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 # torch first and alone: a looser requirement, resolved together with others, can pull another build of it.
 TORCH := torch==2.13.0
-EXTRAS := cpu,embedded,eval,openvino,ray,dev
+EXTRAS := cpu,embedded,eval,lora,openvino,ray,dev
 
 .PHONY: install demo test test-slow test-gpu-wheel test-databases lint bench clean
 

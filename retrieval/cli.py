@@ -35,6 +35,7 @@ COMMANDS = {
     "hybrid": "pretraining.commands:hybrid",
     "reshape": "pretraining.shape_commands:reshape",
     "distill": "pretraining.shape_commands:distill",
+    "finetune": "retrieval.finetune_commands:finetune",
     "evaluate": "evaluation.commands:evaluate",
     "collection": "evaluation.dataset_commands:collection",
     "compare": "evaluation.compare_commands:compare_systems",

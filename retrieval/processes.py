@@ -85,3 +85,20 @@ def of_whole_batch(loss: Tensor) -> Tensor:
     """
     count = world_size()
     return loss if count == 1 else loss.detach() + count * (loss - loss.detach())
+
+
+def gathered_rows(rows: Tensor) -> Tensor:
+    """The same as `gathered` of as many rows (n, …) as each process has; gradients flow to this process's own."""
+    count = world_size()
+    if count == 1:
+        return rows
+    sizes = [torch.zeros(1, dtype=torch.long, device=rows.device) for _ in range(count)]
+    dist.all_gather(sizes, torch.tensor([len(rows)], device=rows.device))
+    lengths = [int(size) for size in sizes]
+    padded = rows.new_zeros(max(lengths), *rows.shape[1:])
+    padded[: len(rows)] = rows.detach()
+    parts = [torch.empty_like(padded) for _ in range(count)]
+    dist.all_gather(parts, padded)
+    whole = [part[:length] for part, length in zip(parts, lengths, strict=True)]
+    whole[rank()] = rows
+    return torch.cat(whole)
