@@ -1,5 +1,6 @@
 """Low-rank adapters that learn in the place of a model's weights, and are merged into them in the end."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -30,7 +31,8 @@ def add_adapters(encoder: Any, rank: int, *, seed: int, classifier: bool) -> Cal
         raise InputError("lora needs peft, which is not installed: pip install 'retrokit[lora]'") from None
     task = "SEQ_CLS" if classifier else None
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type=task)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of an old name in transformers that peft uses
         torch.manual_seed(seed)
         adapted = get_peft_model(encoder.transformers_model, config)  # it changes the model that it is given
     return adapted.merge_and_unload

@@ -1,33 +1,34 @@
-"""Made-up training examples: queries of words of their documents."""
+"""Made-up training examples, of words that stand for other words."""
 
 import numpy as np
 from fixtures import WORDS
 
 from retrieval.examples import Candidate, Example
 
-RARE = [f"{one}{other}" for one in WORDS[:8] for other in WORDS[8:]]
+ASKED, ANSWERED = WORDS[:8], WORDS[8:]
 
 
-def make_examples(count=40, negatives=2, *, seed=0, dataset="", scores=False):
-    """Each document has a word of its own, and its query is that word and another; negatives are of other words."""
+def make_examples(count=56, negatives=2, *, seed=0, dataset="", scores=False):
+    """Queries of a word and a number; the document of each has the word that stands for it; others are negatives."""
     rng = np.random.default_rng(seed)
-    texts = [" ".join([RARE[row % len(RARE)], *rng.choice(WORDS, 6), str(row)]) for row in range(count + negatives)]
+    texts = [f"{word} {word}" for word in ANSWERED]
     examples = []
     for row in range(count):
-        query = f"{texts[row].split()[0]} {row}"
-        others = rng.choice([other for other in range(len(texts)) if other != row], negatives, replace=False)
-        teacher = rng.normal(size=negatives).tolist() if scores else [None] * negatives
-        wrong = tuple(Candidate(texts[other], None, score) for other, score in zip(others, teacher, strict=True))
-        examples.append(Example(query, (Candidate(texts[row], None, 3.0 if scores else None),), wrong, dataset))
+        right = row % 8
+        others = rng.choice([other for other in range(8) if other != right], negatives, replace=False).tolist()
+        wrong = [Candidate(texts[other], None, -float(abs(other - right)) if scores else None) for other in others]
+        positive = Candidate(texts[right], None, 3.0 if scores else None)
+        examples.append(Example(f"{ASKED[right]} {row}", (positive,), tuple(wrong), dataset))
     return examples
 
 
-def make_pairs(count=40, *, seed=0):
+def make_pairs(count=60, *, seed=0):
     """Pairs of sentences, whose score from 0 to 5 is how many words they share."""
     rng = np.random.default_rng(seed)
     found = []
     for row in range(count):
-        one, shared = rng.choice(WORDS, 5, replace=False), row % 6
-        other = [*one[:shared], *rng.choice(RARE, 5 - shared)]
-        found.append(Example(" ".join(one), (Candidate(" ".join(other), None, float(shared)),)))
+        words = rng.permutation(WORDS)
+        shared = row % 6
+        other = " ".join(words[5 - shared : 10 - shared])
+        found.append(Example(" ".join(words[:5]), (Candidate(other, None, float(shared)),)))
     return found
