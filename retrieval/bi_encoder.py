@@ -171,7 +171,11 @@ class BiEncoder(nn.Module):
         if not self.settings.mix or width < 3:
             return None
         shape = (len(lists.query_keys), self.settings.mix)
-        return _Mixing(torch.rand(*shape, width, generator=generator), losses.beta_2_2(shape, generator))
+        noise, shares = torch.rand(*shape, width, generator=generator), losses.beta_2_2(shape, generator)
+        # By texts, not by places in the batch, which processes and parts arrange otherwise.
+        texts = (lists.query_keys ^ lists.keys[lists.positives]).cpu()
+        order = texts.argsort(stable=True).argsort(stable=True)
+        return _Mixing(noise[order], shares[order])
 
     def _margin_mse(self, vectors: Mapping[str, Tensor], lists: CandidateLists, mixing: _Mixing | None) -> Tensor:
         return losses.margin_mse(*self._lists(vectors, lists), **self.settings.temperatures)

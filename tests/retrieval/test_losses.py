@@ -8,7 +8,7 @@ import torch
 
 from retrieval import losses
 from retrieval.bi_encoder import BiEncoder, lists_of
-from retrieval.candidate_lists import CandidateLists
+from retrieval.candidate_lists import CandidateLists, text_key
 from retrieval.cross_encoder import PairEncoder
 from retrieval.example_rows import Drawn
 from retrieval.finetune_options import FinetuneConfig
@@ -229,8 +229,10 @@ class Contrast:
         self.by, self.margin, self.extra, self.mix, self.focal = by, margin, extra, mix, focal
         generator = seeded(CPU, 3)
         if mix:
-            self.noise = torch.rand(5, mix, 4, generator=generator).numpy()
-            self.shares = losses.beta_2_2((5, mix), generator).double().numpy()
+            by_text = [text_key(row.query) ^ text_key(row.texts[0]) for row in ROWS]
+            order = [sorted(by_text).index(key) for key in by_text]
+            self.noise = torch.rand(5, mix, 4, generator=generator).numpy()[order]
+            self.shares = losses.beta_2_2((5, mix), generator).double().numpy()[order]
 
     def __call__(self, queries, documents):
         total = 0.0
