@@ -88,7 +88,7 @@ class BiEncoder(nn.Module):
         lists = CandidateLists.join([CandidateLists.of_batch(dict(one)) for one in inputs]).of_all_processes()
         vectors = {name: gathered_rows(torch.cat([part[name] for part in parts])) for name in parts[0]}
         mixing = self._draw(lists, generator)
-        dims: Mapping[int | None, float] | Mapping[int, float] = self.settings.matryoshka_dims or {None: 1.0}
+        dims: dict[int | None, float] = {**self.settings.matryoshka_dims} or {None: 1.0}
         found = {}
         for name in self.settings.losses:
             term = getattr(self, f"_{name.replace('-', '_')}")
@@ -178,10 +178,12 @@ class BiEncoder(nn.Module):
         return _Mixing(noise[order], shares[order])
 
     def _margin_mse(self, vectors: Mapping[str, Tensor], lists: CandidateLists, mixing: _Mixing | None) -> Tensor:
-        return losses.margin_mse(*self._lists(vectors, lists), **self.settings.temperatures)
+        scores, teacher = self._lists(vectors, lists)
+        return losses.margin_mse(scores, teacher, **self.settings.temperatures)
 
     def _kl(self, vectors: Mapping[str, Tensor], lists: CandidateLists, mixing: _Mixing | None) -> Tensor:
-        return losses.listwise_kl(*self._lists(vectors, lists), **self.settings.temperatures)
+        scores, teacher = self._lists(vectors, lists)
+        return losses.listwise_kl(scores, teacher, **self.settings.temperatures)
 
     def _lists(self, vectors: Mapping[str, Tensor], lists: CandidateLists) -> tuple[Tensor, Tensor]:
         """The student's and the teacher's scores of each query's own candidates, (q, c)."""

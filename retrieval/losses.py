@@ -185,7 +185,7 @@ def quadratic_ramp(step: int, steps: int) -> float:
 def matryoshka(
     loss: Callable[[Mapping[str, Tensor]], Tensor],
     vectors: Mapping[str, Tensor],
-    dims: Mapping[int | None, float] | Mapping[int, float],
+    dims: Mapping[int | None, float],
     *,
     unit: bool = True,
 ) -> Tensor:
