@@ -78,8 +78,12 @@ def text_lines(
                     yield number, line
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; expected {expected}") from None
-    except (UnicodeDecodeError, EOFError, zlib.error, OSError) as error:
-        raise InputError(f"{path}, after line {number}: not readable as text ({error}); expected {expected}") from None
+    except UnicodeDecodeError as error:
+        number += 1 + error.object[: error.start].count(b"\n")  # what is decoded is ahead of the lines that were given
+        raise InputError(f"{path}, line {number}: not readable as text ({error}); expected {expected}") from None
+    except (EOFError, zlib.error, OSError) as error:
+        place = f", after line {number}" if number else ""
+        raise InputError(f"{path}{place}: not readable as text ({error}); expected {expected}") from None
 
 
 def _decompressed(file: BinaryIO, path: Path) -> io.TextIOWrapper:
