@@ -131,8 +131,12 @@ class Encoder:
         """
         settings = read_model_folder(resolve(name), pooling=pooling)
         query_prompt = query_prompt_for(settings, query_prompt, task, instruction)
-        asked = {"attention": attention, "attention_temperature": attention_temperature, "append_eos": append_eos}
-        said = {
+        asked: dict[str, Any] = {
+            "attention": attention,
+            "attention_temperature": attention_temperature,
+            "append_eos": append_eos,
+        }
+        said: dict[str, Any] = {
             "max_length": max_length,
             "normalize": normalize,
             "query_prompt": query_prompt,
