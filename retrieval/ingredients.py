@@ -114,11 +114,12 @@ class Ingredient:
     @property
     def files(self) -> list[Path]:
         """The files beside weights that make it what it is: settings and tokenizer, within the folder."""
-        folders = dict.fromkeys(["", *self.places])
+        folders = [self.folder / place for place in dict.fromkeys(["", *self.places])]
         return [
             path.relative_to(self.folder)
-            for place in folders
-            for path in sorted((self.folder / place).iterdir())
+            for folder in folders
+            if folder.is_dir()  # copies of models lose empty ones, such as that of normalisation
+            for path in sorted(folder.iterdir())
             if path.is_file() and path.suffix in _SETTINGS and path.name not in _NOT_COPIED
         ]
 

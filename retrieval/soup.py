@@ -196,10 +196,10 @@ def linear(shares: Sequence[float], count: int) -> Blend:
         first = tensors[0]
         if not first.is_floating_point():
             return _same(name, tensors)
-        total = torch.zeros(first.shape, dtype=torch.float64)
-        for share, tensor in zip(shares, tensors, strict=True):
-            if share:
-                total.add_(tensor.detach().to("cpu", torch.float64), alpha=share)
+        counted = [(share, tensor) for share, tensor in zip(shares, tensors, strict=True) if share]
+        total = counted[0][0] * counted[0][1].detach().to("cpu", torch.float64)  # begun by a zero, -0 would become 0
+        for share, tensor in counted[1:]:
+            total.add_(tensor.detach().to("cpu", torch.float64), alpha=share)
         return total.to(first.dtype).to(first.device)
 
     return mean

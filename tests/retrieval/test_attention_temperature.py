@@ -7,7 +7,7 @@ import pytest
 import torch
 from decoders import DECODERS, SIZES
 from families import KINDS, config_of
-from fixtures import make_model, random_texts
+from fixtures import random_texts
 from transformers import AutoConfig, AutoModel
 from typer.testing import CliRunner
 
@@ -77,17 +77,6 @@ def test_it_is_part_of_the_fingerprint_and_of_the_records(model_folder):
     one = Encoder.load(str(model_folder), attention_temperature=1)
     assert one.fingerprint == plain.fingerprint
     np.testing.assert_array_equal(one.encode_documents(TEXTS), plain.encode_documents(TEXTS))
-
-
-def test_sharper_attention_sets_long_texts_farther_apart(tmp_path):
-    """What it is for: the mean cosine of unrelated long texts falls with the temperature (no trained weights here)."""
-    folder = str(make_model(tmp_path / "m", pooling="mean"))
-
-    def likeness(temperature):
-        vectors = Encoder.load(folder, attention_temperature=temperature).encode_documents(random_texts(40, 3, 60))
-        return (vectors @ vectors.T)[np.triu_indices(40, 1)].mean()
-
-    assert likeness(0.3) < likeness(None) < likeness(3)
 
 
 def test_folders_remember_it(tmp_path, model_folder, corpus_file):

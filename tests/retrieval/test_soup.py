@@ -76,6 +76,8 @@ def test_interpolate_is_exact_where_it_can_be():
         assert torch.equal(interpolate([one, other], [1, 0])[name], one[name])
     broken = {**other, "a.bias": torch.full((3,), torch.nan)}
     assert torch.equal(interpolate([one, broken], [1, 0])["a.bias"], one["a.bias"])
+    minus = interpolate([{"a": torch.tensor([-0.0])}] * 2, [0.25, 0.75])["a"]
+    assert torch.signbit(minus).all(), "bits, not only values"
     third = interpolate([one] * 3, [1 / 3] * 3)
     assert all(torch.equal(third[name], one[name]) for name in one)
     mixed = interpolate(
