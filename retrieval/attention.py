@@ -71,16 +71,17 @@ def is_bidirectional(config: Any) -> bool:
 def looks_ahead(backbone: Any) -> bool:
     """Whether a token's state depends on tokens after it, found out by changing some."""
     size = backbone.config.get_text_config().vocab_size
-    texts = torch.arange(8).repeat(2, 1) + size // 3  # (2, t), not the special ones
-    texts[1, 4:] += size // 4
-    texts %= size
-    device = next(backbone.parameters()).device
+    first = torch.arange(8)[None] + size // 3  # (1, t), not the special ones
+    second = torch.cat((first[:, :4], first[:, 4:] + size // 4), 1)
+    one, other = (_states(backbone, ids % size)[:, :4] for ids in (first, second))  # (1, 4, d) each
+    return bool((one - other).norm() > _SAME * one.norm())
+
+
+def _states(backbone: Any, ids: Tensor) -> Tensor:
+    """The last layer of one text alone, so that two texts of one length are computed in the same way: (1, t, d)."""
+    ids = ids.to(next(backbone.parameters()).device)
     with torch.inference_mode():
-        states = backbone(
-            input_ids=texts.to(device), attention_mask=torch.ones_like(texts).to(device)
-        ).last_hidden_state.float()
-    first, second = states[:, :4]  # (t, d) each
-    return bool((first - second).norm() > _SAME * first.norm())
+        return backbone(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state.float()
 
 
 def set_temperature(backbone: Any, temperature: float | None, name: str) -> None:

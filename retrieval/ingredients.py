@@ -11,13 +11,12 @@ from indexes.errors import InputError
 from indexes.manifest import MANIFEST, read_json
 from retrieval.digests import tokenizer_digest
 from retrieval.loading import quiet
-from retrieval.model_folder import read_model_folder, resolve
+from retrieval.model_folder import ADAPTER, read_model_folder, resolve
 
 WEIGHTS = "model.safetensors"
 _SHARDS = "model.safetensors.index.json"
 _SETTINGS = (".json", ".txt", ".model", ".jinja")
-_NOT_COPIED = (MANIFEST, _SHARDS, "retrokit.json", "adapter_config.json")
-_ADAPTER = "adapter_config.json"
+_NOT_COPIED = (MANIFEST, _SHARDS, "retrokit.json", ADAPTER)
 _OLD = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _VOLATILE = (
     "_name_or_path",
@@ -93,7 +92,7 @@ class Ingredient:
         from transformers import AutoTokenizer
 
         self.name, self.folder = name, resolve(name)
-        if not any((self.folder / file).is_file() for file in ("modules.json", "config.json", _ADAPTER)):
+        if not any((self.folder / file).is_file() for file in ("modules.json", "config.json", ADAPTER)):
             raise InputError(f"{self.folder} is no model folder: it has neither modules.json nor config.json")
         plain = not (self.folder / "modules.json").is_file()
         modules = [{"type": "Transformer", "path": ""}] if plain else read_json(self.folder / "modules.json")
@@ -142,7 +141,7 @@ class Ingredient:
 
     def _refuse_other_weights(self, place: str) -> None:
         folder = self.folder / place
-        if (folder / _ADAPTER).is_file():
+        if (folder / ADAPTER).is_file():
             raise InputError(f"{folder} is an adapter without its base; merge it into the base first")
         if not self._has_weights(place) and any((folder / name).is_file() for name in _OLD):
             raise InputError(f"{folder} has weights as pickles only; save it as safetensors")

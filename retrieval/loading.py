@@ -119,6 +119,8 @@ def load_sentence_transformer(
             pool = Pooling(transformer.get_embedding_dimension(), pooling_mode=settings.pooling)
             model = SentenceTransformer(modules=[transformer, pool, Normalize()], device=device)
     _choose(model[0].auto_model, model.tokenizer, settings, name, attention, append_eos)
+    if model.tokenizer.pad_token is None:  # Llama's: masked out, whatever it is
+        model.tokenizer.pad_token = model.tokenizer.eos_token
     model.max_seq_length = settings.max_length
     model.prompts = {**(model.prompts or {}), **settings.prompts}
     return model.train()

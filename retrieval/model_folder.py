@@ -11,6 +11,7 @@ from indexes.manifest import read_json
 
 PACKAGED = "all-MiniLM-L6-v2"
 PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+ADAPTER = "adapter_config.json"
 POOLINGS = ("cls", "mean", "max", "lasttoken")
 
 # Before version 5.4 sentence-transformers wrote one boolean for each way to pool.
@@ -83,6 +84,8 @@ def read_model_folder(folder: Path, *, pooling: str | None = None) -> ModelFolde
     """
     if pooling is not None and pooling not in POOLINGS:
         raise InputError(f"pooling is {pooling!r}; expected one of {', '.join(POOLINGS)}")
+    if (folder / ADAPTER).is_file() and not (folder / "config.json").is_file():
+        raise InputError(f"{folder} is an adapter without its base: merge it into the base (PEFT: merge_and_unload)")
     if not (folder / "modules.json").is_file():
         if not (folder / "config.json").is_file():
             raise InputError(f"{folder} is no model folder: it has neither modules.json nor config.json")

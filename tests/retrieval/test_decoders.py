@@ -1,5 +1,6 @@
 """Decoder language models as encoders: padding, direction of attention, instructions, the end of a text."""
 
+import importlib.util
 import json
 
 import numpy as np
@@ -168,6 +169,35 @@ def test_a_plain_folder_becomes_a_model_to_train(tmp_path):
         load_sentence_transformer(str(folder))
 
 
+def test_a_tokenizer_without_padding_can_be_trained_with(tmp_path):
+    folder = make_plain_decoder(tmp_path / "llama", "llama", eos=True)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "pad_token": None}))
+    model = load_sentence_transformer(str(folder), pooling="mean").eval()
+    ours = Encoder.load(str(folder), pooling="mean")
+    np.testing.assert_allclose(model.encode(TEXTS), ours.encode_documents(TEXTS), atol=1e-5)
+    model.save_pretrained(str(tmp_path / "made"))
+    assert Encoder.load(str(tmp_path / "made")).fingerprint == ours.fingerprint
+
+
+@pytest.mark.filterwarnings("ignore")  # of peft, about transformers and about folders that it does not know
+def test_a_merged_adapter_keeps_the_direction_and_one_alone_is_refused(tmp_path, qwen):
+    peft = pytest.importorskip("peft")
+    model = load_sentence_transformer(qwen, attention="bidirectional")
+    wanted = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    adapted = peft.get_peft_model(model[0].auto_model, wanted)
+    adapted.save_pretrained(str(tmp_path / "alone"))
+    with pytest.raises(InputError, match="is an adapter without its base: merge it"):
+        Encoder.load(str(tmp_path / "alone"), pooling="mean")
+    model[0].model = adapted.merge_and_unload()
+    model.eval().save_pretrained(str(tmp_path / "merged"))
+    merged = Encoder.load(str(tmp_path / "merged"))
+    np.testing.assert_allclose(merged.encode_documents(TEXTS), model.encode(TEXTS), atol=1e-5)
+    base = Encoder.load(qwen, attention="bidirectional")
+    assert merged.fields["architecture"] == base.fields["architecture"]
+    assert merged.fields["weights"] != base.fields["weights"]
+
+
 def test_what_has_no_other_direction_is_refused(tmp_path, model_folder, qwen):
     with pytest.raises(InputError, match="is a bert model, which attends in both directions anyway"):
         Encoder.load(str(model_folder), attention="bidirectional")
@@ -281,3 +311,12 @@ def test_a_killed_encoding_goes_on(tmp_path, qwen, documents):
     again = encoder.encode_corpus(documents, tmp_path / "v", shard_rows=10)
     whole = encoder.encode_corpus(documents, tmp_path / "whole", shard_rows=10)
     np.testing.assert_array_equal(again[0:50], whole[0:50])
+
+
+@pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="needs the extra openvino")
+def test_openvino_computes_both_directions(tmp_path, monkeypatch, qwen):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for direction in (None, "bidirectional"):
+        torchs, theirs = (Encoder.load(qwen, backend=name, attention=direction) for name in ("torch", "openvino"))
+        assert torchs.fingerprint == theirs.fingerprint
+        np.testing.assert_allclose(theirs.encode_documents(TEXTS), torchs.encode_documents(TEXTS), atol=1e-5)
