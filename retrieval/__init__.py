@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from retrieval.documents import Document, read_documents
     from retrieval.encoder import Encoder
     from retrieval.encoding import encode_corpus
+    from retrieval.greedy import greedy_soup
     from retrieval.lexical_retriever import LexicalRetriever, build_lexical
     from retrieval.pairs import Pair, read_pairs
     from retrieval.passages import LongDocuments
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from retrieval.reranker import Reranked, Reranker
     from retrieval.retriever import Hit, Retriever
     from retrieval.runners import Processes, ThisProcess
+    from retrieval.soup import interpolate, make_soup
     from retrieval.sparse import SparseEncoder
 
 __all__ = [
@@ -43,6 +45,9 @@ __all__ = [
     "build_index",
     "build_lexical",
     "encode_corpus",
+    "greedy_soup",
+    "interpolate",
+    "make_soup",
     "read_documents",
     "read_pairs",
 ]
@@ -67,6 +72,9 @@ _HOMES = {
     "build_index": "building",
     "build_lexical": "lexical_retriever",
     "encode_corpus": "encoding",
+    "greedy_soup": "greedy",
+    "interpolate": "soup",
+    "make_soup": "soup",
     "read_documents": "documents",
     "read_pairs": "pairs",
 }

@@ -23,6 +23,7 @@ COMMANDS = {
     "delete": "retrieval.change_commands:delete",
     "compact": "retrieval.change_commands:compact",
     "export": "retrieval.export_commands:export",
+    "soup": "retrieval.soup_commands:soup",
     "tune": "retrieval.tune_commands:tune",
     "show": "retrieval.commands:show",
     "vectors info": "retrieval.vector_commands:info",
