@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from retrieval.documents import Document, read_documents
     from retrieval.encoder import Encoder
     from retrieval.encoding import encode_corpus
+    from retrieval.examples import Candidate, Example, read_examples, write_examples
     from retrieval.lexical_retriever import LexicalRetriever, build_lexical
+    from retrieval.mining import MineResult, mine
     from retrieval.pairs import Pair, read_pairs
     from retrieval.passages import LongDocuments
     from retrieval.ray_runner import RayActors
@@ -25,12 +27,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Analyzer",
+    "Candidate",
     "Corpus",
     "Document",
     "Encoder",
+    "Example",
     "Hit",
     "LexicalRetriever",
     "LongDocuments",
+    "MineResult",
     "Pair",
     "Processes",
     "RayActors",
@@ -43,18 +48,24 @@ __all__ = [
     "build_index",
     "build_lexical",
     "encode_corpus",
+    "mine",
     "read_documents",
+    "read_examples",
     "read_pairs",
+    "write_examples",
 ]
 
 _HOMES = {
     "Analyzer": "analyzer",
+    "Candidate": "examples",
     "Corpus": "corpora",
     "Document": "documents",
     "Encoder": "encoder",
+    "Example": "examples",
     "Hit": "retriever",
     "LexicalRetriever": "lexical_retriever",
     "LongDocuments": "passages",
+    "MineResult": "mining",
     "Pair": "pairs",
     "Processes": "runners",
     "RayActors": "ray_runner",
@@ -67,8 +78,11 @@ _HOMES = {
     "build_index": "building",
     "build_lexical": "lexical_retriever",
     "encode_corpus": "encoding",
+    "mine": "mining",
     "read_documents": "documents",
+    "read_examples": "examples",
     "read_pairs": "pairs",
+    "write_examples": "examples",
 }
 
 

@@ -24,6 +24,7 @@ COMMANDS = {
     "compact": "retrieval.change_commands:compact",
     "export": "retrieval.export_commands:export",
     "tune": "retrieval.tune_commands:tune",
+    "mine": "retrieval.mine_commands:mine",
     "show": "retrieval.commands:show",
     "vectors info": "retrieval.vector_commands:info",
     "vectors verify": "retrieval.vector_commands:verify",
