@@ -275,10 +275,12 @@ def _survey(
         total += 1
         wanted.update(_digest(one.text) for one in _absent(example, rows))
     rows.learn(set(wanted), texts)
-    if wanted and (teacher == FUSED or (config.positive_aware and config.mode != "dense")):
+    of_positives = config.positive_aware and config.mode != "dense"
+    if wanted and (teacher == FUSED or of_positives):
         mode = "fused" if teacher == FUSED else config.mode
         for example in read_examples(pairs, texts):
-            for one in _absent(example, rows):
+            needed = example if teacher == FUSED else example._replace(negatives=())
+            for one in _absent(needed, rows):
                 raise InputError(
                     f"{pairs}: the text {' '.join(one.text.split())[:40]!r} of query {example.query[:40]!r} is no "
                     f"document of {texts.folder}, and has no {mode} score to compare with; add it, or mine by the mode "
