@@ -96,9 +96,9 @@ class Miner:
             found = self._positive_scores(block, scores, hits)
             positive = np.where(np.isnan(found), np.float32(np.inf), found).min(axis=1)
         why = why_not(hits.rows, hits.scores, positive, self._config)
-        for line, (positives, negatives) in enumerate(zip(block.positives, block.negatives, strict=True)):
-            for name, rows in (("given", negatives), ("relevant", positives)):
-                why[line, np.isin(hits.rows[line], [row for row in rows if row >= 0])] = REASONS.index(name)
+        for name, rows in (("given", block.negatives), ("relevant", block.positives)):
+            for column in padded(rows).T:
+                why[(hits.rows == column[:, None]) & (hits.rows >= 0)] = REASONS.index(name)
         counts = Counter(
             {f"left out: {name}": int(np.count_nonzero(why == at)) for at, name in enumerate(REASONS) if at}
         )

@@ -271,32 +271,38 @@ def _survey(
     config, teacher = how
     total = 0
     wanted: set[bytes] = set()
-    for example in read_examples(pairs, texts, on_note=on_note):
-        total += 1
-        wanted.update(_digest(one.text) for one in _absent(example, rows))
+    for block in _blocks(pairs, rows, texts, config.block, on_note):
+        total += len(block.examples)
+        wanted.update(_digest(one.text) for one, _ in _absent(block, given=True))
     rows.learn(set(wanted), texts)
     of_positives = config.positive_aware and config.mode != "dense"
     if wanted and (teacher == FUSED or of_positives):
         mode = "fused" if teacher == FUSED else config.mode
-        for example in read_examples(pairs, texts):
-            needed = example if teacher == FUSED else example._replace(negatives=())
-            for one in _absent(needed, rows):
+        for block in _blocks(pairs, rows, texts, config.block):
+            for one, query in _absent(block, given=teacher == FUSED):
                 raise InputError(
-                    f"{pairs}: the text {' '.join(one.text.split())[:40]!r} of query {example.query[:40]!r} is no "
-                    f"document of {texts.folder}, and has no {mode} score to compare with; add it, or mine by the mode "
-                    "dense without the teacher fused"
+                    f"{pairs}: the text {' '.join(one.text.split())[:40]!r} of query {query[:40]!r} is no document of "
+                    f"{texts.folder}, and has no {mode} score to compare with; add it, or mine by the mode dense "
+                    "without the teacher fused"
                 )
     return total
 
 
-def _absent(example: Example, rows: _Rows) -> list[Candidate]:
-    """The candidates of an example that are not in the index, as far as that is known."""
-    candidates = (*example.positives, *example.negatives)
-    return [one for one, row in zip(candidates, rows.of(candidates), strict=True) if row < 0]
+def _absent(block: Block, *, given: bool) -> Iterator[tuple[Candidate, str]]:
+    """Positives that are not in the index, as far as that is known, and their queries; given negatives too, if so."""
+    for example, positives, negatives in zip(block.examples, block.positives, block.negatives, strict=True):
+        for one, row in zip(example.positives, positives, strict=True):
+            if row < 0:
+                yield one, example.query
+        for one, row in zip(example.negatives, negatives, strict=True):
+            if row < 0 and given:
+                yield one, example.query
 
 
-def _blocks(pairs: str | Path, rows: _Rows, texts: StoredDocuments, size: int) -> Iterator[Block]:
-    examples = read_examples(pairs, texts)
+def _blocks(
+    pairs: str | Path, rows: _Rows, texts: StoredDocuments, size: int, on_note: OnNote | None = None
+) -> Iterator[Block]:
+    examples = read_examples(pairs, texts, on_note=on_note)
     for number in itertools.count():
         some: list[Example] = list(itertools.islice(examples, size))
         if not some:
