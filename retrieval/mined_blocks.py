@@ -63,6 +63,16 @@ Judge = Callable[[Sequence[Asked]], Sequence[float]]
 """A teacher's scores of some documents for queries of a block."""
 
 
+class Found(NamedTuple):
+    """What is known of a block before any text is read."""
+
+    hits: Hits
+    why: NDArray[np.int8]
+    """(q, k) why a hit is no negative, as `why_not` says it."""
+    judge: Judge | None
+    """The teacher, if there is one."""
+
+
 class Miner:
     """Mines blocks, each by itself: what comes out depends on nothing but the block.
 
@@ -87,8 +97,8 @@ class Miner:
         self._retriever, self._reader, self._texts = retriever, reader, texts
         self._config, self._teacher, self._cache = config, teacher, cache
 
-    def mine(self, block: Block) -> tuple[list[str], Counter[str]]:
-        """The lines of a block, and its counts; those of documents left out are named `left out: REASON`."""
+    def find(self, block: Block) -> Found:
+        """All that takes the index and its encoders; may run in a thread of its own."""
         scores = QueryScores(self._retriever, self._reader, [one.query for one in block.examples])
         hits = self._hits(block.number, scores)
         positive = np.full(len(block.examples), np.nan, np.float32)
@@ -99,11 +109,15 @@ class Miner:
         for name, rows in (("given", block.negatives), ("relevant", block.positives)):
             for column in padded(rows).T:
                 why[(hits.rows == column[:, None]) & (hits.rows >= 0)] = REASONS.index(name)
+        return Found(hits, why, self._judge(block, scores, hits, why))
+
+    def draw(self, block: Block, found: Found) -> tuple[list[str], Counter[str]]:
+        """The lines of a block, and its counts; those of documents left out are named `left out: REASON`."""
+        hits, why, judge = found
         counts = Counter(
             {f"left out: {name}": int(np.count_nonzero(why == at)) for at, name in enumerate(REASONS) if at}
         )
         counts["hits"] = int(np.count_nonzero(why >= 0))
-        judge = self._judge(block, scores, hits, why)
         drawing = _Drawing(block, hits, why, self._texts, self._config, counts)
         taught = self._taught(block, judge)
         drawn = drawing.draw(judge, [min(one[0]) - self._config.teacher_margin for one in taught] if judge else None)

@@ -1,11 +1,12 @@
 """Mining hard negatives: what an index finds for a query that is not what answers it; resumable, cached, in blocks."""
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,11 +16,12 @@ from indexes.checksums import file_digest, fingerprint
 from indexes.errors import InputError
 from indexes.manifest import differences, read_json, write_json
 from indexes.reader import Reader
+from retrieval.batches import ahead
 from retrieval.cache import cache_home
 from retrieval.documents import corpus_fingerprint, read_documents
 from retrieval.examples import Candidate, Example, OnNote, examples_digest, read_examples
 from retrieval.lines import whole_file
-from retrieval.mined_blocks import FUSED, Block, Miner
+from retrieval.mined_blocks import FUSED, Block, Found, Miner
 from retrieval.negatives import REASONS, MineConfig
 from retrieval.reranker import Reranker
 from retrieval.retriever import Retriever
@@ -110,12 +112,12 @@ def mine(
         miner = Miner(retriever, reader, texts, config, teacher, _cache(cache, configuration))
         counts: Counter[str] = Counter()
         resumed = 0
-        for block in _blocks(pairs, rows, texts, config.block):
-            if on_progress:
-                on_progress(block.number * config.block, total)
-            of_block = _counted(partial, block.number)
-            resumed += of_block is not None
-            counts.update(_mined(miner, block, partial) if of_block is None else of_block)
+        with contextlib.closing(ahead(_searched(_blocks(pairs, rows, texts, config.block), miner, partial))) as parts:
+            for block, found, of_block in parts:
+                if on_progress:
+                    on_progress(block.number * config.block, total)
+                resumed += of_block is not None
+                counts.update(of_block if found is None else _mined(miner, block, found, partial))
         if on_progress:
             on_progress(total, total)
         report = _report(counts)
@@ -315,9 +317,18 @@ def _blocks(
         yield Block(number, some, positives, negatives)
 
 
-def _mined(miner: Miner, block: Block, partial: Path) -> Counter[str]:
+def _searched(
+    blocks: Iterable[Block], miner: Miner, partial: Path
+) -> Iterator[tuple[Block, Found | None, dict[str, int] | None]]:
+    """Each block with what was found for it; or with its counts, if an earlier run made it."""
+    for block in blocks:
+        of_block = _counted(partial, block.number)
+        yield block, miner.find(block) if of_block is None else None, of_block
+
+
+def _mined(miner: Miner, block: Block, found: Found, partial: Path) -> Counter[str]:
     """Mine a block and write it down; its counts come last and say that it is whole."""
-    lines, counts = miner.mine(block)
+    lines, counts = miner.draw(block, found)
     with whole_file(_part(partial, block.number)) as file:
         file.writelines(lines)
     write_json(_part(partial, block.number).with_suffix(".json"), counts)
