@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from retrieval.documents import Document, read_documents
     from retrieval.encoder import Encoder
     from retrieval.encoding import encode_corpus
+    from retrieval.examples import Candidate, Example, read_examples, write_examples
     from retrieval.greedy import greedy_soup
     from retrieval.lexical_retriever import LexicalRetriever, build_lexical
+    from retrieval.mining import MineResult, mine
     from retrieval.pairs import Pair, read_pairs
     from retrieval.passages import LongDocuments
     from retrieval.ray_runner import RayActors
@@ -27,12 +29,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Analyzer",
+    "Candidate",
     "Corpus",
     "Document",
     "Encoder",
+    "Example",
     "Hit",
     "LexicalRetriever",
     "LongDocuments",
+    "MineResult",
     "Pair",
     "Processes",
     "RayActors",
@@ -48,18 +53,24 @@ __all__ = [
     "greedy_soup",
     "interpolate",
     "make_soup",
+    "mine",
     "read_documents",
+    "read_examples",
     "read_pairs",
+    "write_examples",
 ]
 
 _HOMES = {
     "Analyzer": "analyzer",
+    "Candidate": "examples",
     "Corpus": "corpora",
     "Document": "documents",
     "Encoder": "encoder",
+    "Example": "examples",
     "Hit": "retriever",
     "LexicalRetriever": "lexical_retriever",
     "LongDocuments": "passages",
+    "MineResult": "mining",
     "Pair": "pairs",
     "Processes": "runners",
     "RayActors": "ray_runner",
@@ -75,8 +86,11 @@ _HOMES = {
     "greedy_soup": "greedy",
     "interpolate": "soup",
     "make_soup": "soup",
+    "mine": "mining",
     "read_documents": "documents",
+    "read_examples": "examples",
     "read_pairs": "pairs",
+    "write_examples": "examples",
 }
 
 

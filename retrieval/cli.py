@@ -25,6 +25,7 @@ COMMANDS = {
     "export": "retrieval.export_commands:export",
     "soup": "retrieval.soup_commands:soup",
     "tune": "retrieval.tune_commands:tune",
+    "mine": "retrieval.mine_commands:mine",
     "show": "retrieval.commands:show",
     "vectors info": "retrieval.vector_commands:info",
     "vectors verify": "retrieval.vector_commands:verify",
