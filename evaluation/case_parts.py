@@ -5,6 +5,7 @@ from itertools import groupby
 
 from evaluation.cases import Case, Hit, Relevant
 from evaluation.comparison import Comparison
+from evaluation.presentation import ends
 
 STYLE = """
 details { border: 1px solid var(--line); border-radius: .5rem; margin: .5rem 0; background: var(--page); }
@@ -42,7 +43,7 @@ def _slices_of_set(comparison: Comparison, name: str) -> str:
                 if system in one.differences:
                     mean = one.differences[system]
                     beside = f'<span class="soft">{mean.value:+.3f}</span>'
-                    beside += f'<span class="soft">{mean.low:+.3f} to {mean.high:+.3f}</span>'
+                    beside += f'<span class="soft">{ends(mean.interval, "+.3f")}</span>'
                 cells.append(f"<td>{one.means[system]:.3f}{beside}</td>")
             many = len(one.queries)
             count = f'<span class="soft">{many:,} {"query" if many == 1 else "queries"}</span>'

@@ -128,7 +128,7 @@ def evaluate(
         raise InputError("-k says how many hits to search for, but a run file was searched already; leave it out")
     asked = _Asked(encoder, index, run, vectors, system, sparse, rerank, rerank_depth, cache, 1000 if k is None else k)
     modes = _wanted_modes(asked, hybrid=hybrid, modes=mode)
-    _refuse_idle(asked)
+    _refuse_idle(asked, output=output, overwrite=overwrite)
     check_search_options(index, vectors, modes, against_exact=against_exact, device=device, memory_gb=memory_gb)
     measures = [one.name for one in parse_measures(measure or default_measures(asked.k))]
     if output is not None:
@@ -241,8 +241,15 @@ def _wanted_modes(asked: _Asked, *, hybrid: bool, modes: list[str] | None) -> li
     return list(MODES) if hybrid else list(dict.fromkeys(modes)) if modes else None
 
 
-def _refuse_idle(asked: _Asked) -> None:
+def _refuse_idle(asked: _Asked, *, output: Path | None, overwrite: bool) -> None:
     """Refuse options that would do nothing."""
+    if overwrite and output is None:
+        raise InputError("--overwrite replaces an --output, and none is given; leave it out")
+    if asked.system is not None and "{dataset}" in asked.system:
+        raise InputError(
+            f"{asked.system}: {{dataset}} stands for the names of several datasets in retrokit compare; "
+            "write the name out"
+        )
     if asked.vectors is not None and (asked.sparse is not None or asked.rerank is not None):
         raise InputError("--vectors are searched by dense search alone; leave --sparse and --rerank out")
     made = (asked.encoder, asked.vectors, asked.system)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from evaluation.comparison import CORRECTIONS, Comparison, compare
-from evaluation.comparison_report import as_json, cost_lines, leak_lines, refuse_output, write_comparison
+from evaluation.comparison_report import as_json, cost_lines, files_of, leak_lines, refuse_output, write_comparison
 from evaluation.comparison_text import MARKS, headline, p_text, published_lines, verdicts, weakest
 from evaluation.measures import DEFAULT_MEASURES, parse_measures
 from evaluation.options import default_measures, load_testset
@@ -79,10 +79,14 @@ def compare_systems(
 
     measures = [one.name for one in parse_measures(measure or default_measures(k))]
     _check(correction, mode or [], trained_on or [])
+    if overwrite and output is None:
+        raise InputError("--overwrite replaces an --output, and none is given; leave it out")
     if output is not None:
         refuse_output(output, overwrite=overwrite)  # before the work, not after it
     testsets = [load_testset(one, split) for one in dataset]
-    measured = measure_systems(system, testsets, measures=measures, k=k, modes=mode or [], cache=cache)
+    measured = measure_systems(
+        system, testsets, measures=measures, k=k, modes=mode or [], cache=cache, baseline=baseline
+    )
     comparison = compare(
         measured.reports,
         baseline=baseline,
@@ -97,12 +101,16 @@ def compare_systems(
     if cost:
         comparison = _with_costs(comparison, measured.opened, dataset, testsets, cache)
     _show(comparison)
-    if json is not None:
+    if json is not None and not _written_anyway(json, output):
         write_json(json, as_json(comparison))
         note(f"wrote {json}")
     if output is not None:
         wrote = write_comparison(comparison, output, overwrite=overwrite)
         note(f"wrote {', '.join(map(str, wrote))}; open {wrote[0]}")
+
+
+def _written_anyway(json: Path, output: Path | None) -> bool:
+    return output is not None and json.resolve() in [path.resolve() for path in files_of(output).values()]
 
 
 def _check(correction: str, modes: list[str], trained_on: list[str]) -> None:
@@ -138,6 +146,9 @@ def _with_costs(
                 costs[label] = measure_in_fresh_process(one.on(testset), specs[place], testset.split, mode, cache)
             except InputError as error:
                 notices.append(str(error))
+    without = [label for label in comparison.systems if label not in opened]
+    if without:
+        notices.append(f"{', '.join(without)}: a run file was searched elsewhere, so that there is no cost of it.")
     return comparison.with_more(costs=costs, notices=(*comparison.notices, *notices))
 
 

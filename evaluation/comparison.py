@@ -9,6 +9,7 @@ from evaluation.presentation import HEADLINE_MEASURE
 from evaluation.rankings import Ranking
 from evaluation.significance import (
     SAMPLES,
+    Interval,
     Paired,
     Suite,
     benjamini_hochberg,
@@ -37,8 +38,8 @@ class Mean(NamedTuple):
     """A mean and the bootstrap interval around it."""
 
     value: float
-    low: float
-    high: float
+    interval: Interval | None
+    """None: one query, or a set of one query, has no spread."""
 
 
 class Tested(NamedTuple):
@@ -180,7 +181,7 @@ def compare(
         means={
             name: {
                 system: Mean(
-                    report.systems[system].metrics[tested], *bootstrap_interval(values[system][name], seed=seed)
+                    report.systems[system].metrics[tested], bootstrap_interval(values[system][name], seed=seed)
                 )
                 for system in systems
             }
@@ -196,7 +197,7 @@ def compare(
         over_sets=over_sets,
         samples=samples,
         seed=seed,
-        notices=tuple(f"{name}: {notice}" for name, report in named.items() for notice in report.notices),
+        notices=_notices(named),
         made_by=_made_by(named),
     )
 
@@ -209,6 +210,15 @@ def hole(run: Mapping[str, Ranking], qrels: Mapping[str, Mapping[str, int]], k: 
     """
     hits = [(query, document) for query in qrels if query in run for document in run[query].ids[:k]]
     return sum(document not in qrels[query] for query, document in hits) / len(hits) if hits else 0.0
+
+
+def _notices(reports: Mapping[str, Report]) -> tuple[str, ...]:
+    said = [f"{name}: {notice}" for name, report in reports.items() for notice in report.notices]
+    for name, report in reports.items():
+        if len(report.qrels) == 1:
+            mean = ", nor has the mean over sets" if len(reports) > 1 else ""
+            said.append(f"{name}: one query says nothing about others; its value has no interval{mean}.")
+    return tuple(said)
 
 
 def _named(reports: Iterable[Report]) -> dict[str, Report]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
-from retrieval.web_page import ticks
+from retrieval.web_page import ticks, whisker
 
 STYLE = """
 :root { --bad: #b3402a; --loss: #d9826f; --gain: #6fae7e; }
@@ -28,8 +28,8 @@ class Interval(NamedTuple):
 
     label: str
     difference: float
-    low: float
-    high: float
+    ends: tuple[float, float] | None
+    """None: the difference of one query, which has no interval."""
     verdict: str
     """`better`, `worse` or `unclear`: the colour."""
 
@@ -52,7 +52,8 @@ def intervals_chart(name: str, lines: Sequence[Interval]) -> str:
         lines: At least one.
     """
     row, left, right = 38, 12, 318
-    low, high = min(0.0, *(one.low for one in lines)), max(0.0, *(one.high for one in lines))
+    reached = [0.0, *(one.difference for one in lines), *(end for one in lines for end in one.ends or ())]
+    low, high = min(reached), max(reached)
     if low == high:
         low, high = -0.01, 0.01
     room = 0.03 * (high - low)
@@ -70,10 +71,9 @@ def intervals_chart(name: str, lines: Sequence[Interval]) -> str:
     for number, one in enumerate(lines):
         top = number * row
         middle = top + 26
-        ends = "".join(f"M{across(end):.1f} {middle - 4}v8" for end in (one.low, one.high))
         parts.append(
             f'<text class="over" x="{left}" y="{top + 14}">{escape(_cut(one.label, 50))}</text>'
-            f'<path class="whisker" fill="none" d="M{across(one.low):.1f} {middle}H{across(one.high):.1f}{ends}"/>'
+            f"{whisker(across, one.ends, middle)}"
             f'<circle class="{one.verdict}" cx="{across(one.difference):.1f}" cy="{middle}" r="4.5">'
             f"<title>{escape(one.label)}: {one.difference:+.4f}</title></circle>"
             f'<text x="{right + 8}" y="{middle + 5}">{one.difference:+.3f}</text>'

@@ -19,6 +19,7 @@ from evaluation.comparison_text import (
 )
 from evaluation.costs import BATCH, Cost
 from evaluation.power import queries_needed
+from evaluation.presentation import ends
 from evaluation.significance import Paired
 from retrieval.web_page import definitions, web_page
 
@@ -67,13 +68,13 @@ def _means(comparison: Comparison) -> str:
 
 
 def _means_row(comparison: Comparison, label: str, dataset: str | None, means: dict[str, Mean]) -> str:
-    best = max(means.values())
+    best = max(one.value for one in means.values())
     cells = []
     for system in comparison.systems:
-        shade = ' class="best"' if means[system].value == best.value and comparison.others else ""
+        shade = ' class="best"' if means[system].value == best and comparison.others else ""
         if system == comparison.baseline:
             mean = means[system]
-            beside = f'<span class="soft">{mean.low:.3f}–{mean.high:.3f}</span>'
+            beside = f'<span class="soft">{ends(mean.interval, between="–")}</span>'
             cells.append(f"<td{shade}>{mean.value:.4f}{beside}</td>")
             continue
         one = comparison.tested(system, dataset)
@@ -99,8 +100,7 @@ def _intervals(comparison: Comparison) -> str:
         Interval(
             " · ".join([one.dataset or "mean over sets", *([one.system] if several else [])]),
             one.result.difference,
-            one.result.low,
-            one.result.high,
+            one.result.interval,
             one.verdict,
         )
         for one in sorted(comparison.tests, key=lambda one: _order(comparison, one))
@@ -154,7 +154,7 @@ def _test_row(one: Tested) -> str:
             found, needed = f"{result.detectable:.3f}", f"{queries_needed(result.deviation, SEEN):,}"
     cells = (
         f"{result.difference:+.4f} {_mark(one)}",
-        f"{result.low:+.3f} to {result.high:+.3f}",
+        ends(result.interval, "+.3f"),
         *map(escape, (p_text(one.adjusted), p_text(result.p_randomisation), p_t, counted, found, needed)),
     )
     return (

@@ -21,6 +21,7 @@ from evaluation.comparison_text import (
     weakest,
 )
 from evaluation.costs import Cost
+from evaluation.presentation import ends
 from evaluation.report import plain, section
 from evaluation.significance import Paired, Suite
 from indexes.errors import InputError
@@ -221,7 +222,7 @@ def _csv(rows: Iterable[Iterable[Any]]) -> str:
 
 
 def _mean(mean: Mean) -> dict[str, Any]:
-    return {"mean": mean.value, "interval": [mean.low, mean.high]}
+    return {"mean": mean.value, "interval": mean.interval and list(mean.interval)}
 
 
 def _test(one: Tested) -> dict[str, Any]:
@@ -231,8 +232,8 @@ def _test(one: Tested) -> dict[str, Any]:
         "dataset": one.dataset,
         "verdict": one.verdict,
         "difference": result.difference,
-        "low": result.low,
-        "high": result.high,
+        "low": result.interval and result.interval[0],
+        "high": result.interval and result.interval[1],
         "p": result.p_randomisation,
         "p_adjusted": one.adjusted,
     }
@@ -268,7 +269,7 @@ def _test_row(one: Tested) -> str:
         plain(one.system),
         plain(one.dataset or "mean over sets"),
         f"{result.difference:+.4f} {MARKS[one.verdict]}",
-        f"{result.low:+.4f} to {result.high:+.4f}",
+        ends(result.interval, "+.4f"),
         p_text(one.adjusted),
         p_text(result.p_randomisation),
         p_t,

@@ -3,7 +3,8 @@
 from evaluation.comparison import HOLE, LEVEL, Comparison, Tested
 from evaluation.power import POWER, queries_needed
 from evaluation.presentation import conventions as report_conventions
-from evaluation.significance import Paired
+from evaluation.presentation import ends
+from evaluation.significance import Interval, Paired
 
 SEEN = 0.01
 """The difference for which it is said how many queries would be needed."""
@@ -19,7 +20,7 @@ def headline(comparison: Comparison) -> str:
     mean = comparison.suite[best]
     reached = f"{comparison.measure} {mean.value:.4f} {place}"
     if not comparison.others:
-        return f"{best} reaches {reached} (95% interval {mean.low:.3f} to {mean.high:.3f})"
+        return f"{best} reaches {reached} ({_interval(mean.interval, '.3f')})"
     if best == comparison.baseline:
         better = [one for one in comparison.tests if one.dataset and one.verdict == "better"]
         where = f"; better on a set of its own: {_listed(better)}" if better else ""
@@ -86,10 +87,16 @@ def weakest(comparison: Comparison) -> str:
         return ""
     (low, best), (high, worst) = min(found), max(found)
     span = f"{low:.3f} ({best})" if low == high else f"{low:.3f} ({best}) to {high:.3f} ({worst})"
+    without = dict.fromkeys(
+        one.dataset or ""
+        for one in comparison.tests
+        if isinstance(one.result, Paired) and one.result.detectable is None
+    )
+    rest = f" Of {', '.join(without)} this cannot be said: differences there have no spread." if without else ""
     return (
         f"With a chance of {100 * POWER:.0f}%, these queries would show a mean difference of {span} or more; smaller "
         "ones are mostly missed, and more so after correction for several comparisons: that nothing was found does "
-        "not mean that there is nothing."
+        f"not mean that there is nothing.{rest}"
     )
 
 
@@ -160,7 +167,11 @@ def _place(comparison: Comparison) -> str:
 def _sure(comparison: Comparison, one: Tested) -> str:
     corrected = f" after {_CORRECTED[comparison.correction]}" if len(comparison.tests) > 1 else ""
     sign = "" if p_text(one.adjusted).startswith("<") else "= "
-    return f"95% interval {one.result.low:+.4f} to {one.result.high:+.4f}, p {sign}{p_text(one.adjusted)}{corrected}"
+    return f"{_interval(one.result.interval, '+.4f')}, p {sign}{p_text(one.adjusted)}{corrected}"
+
+
+def _interval(interval: Interval | None, form: str) -> str:
+    return f"95% interval {ends(interval, form)}" if interval else ends(interval)
 
 
 def _counted(comparison: Comparison, system: str) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from difflib import SequenceMatcher
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,11 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from evaluation.comparison import Published
+from evaluation.depths import cut_lines, first_hits
 from evaluation.kept_runs import keep_run, kept_run, run_key
 from evaluation.measures import DEFAULT_MEASURES
+from evaluation.opening import name_of, open_system
 from evaluation.rankings import Ranking
 from evaluation.runs import read_run
-from evaluation.systems import Report, evaluate, evaluate_run, merge
+from evaluation.systems import MODES, Report, evaluate, evaluate_run, merge
 from evaluation.testsets import TestSet
 from indexes.errors import InputError
 from retrieval.cache import cache_home
@@ -68,6 +71,7 @@ def measure_systems(
     k: int = 1000,
     modes: Sequence[str] = (),
     cache: Path | None = None,
+    baseline: str | None = None,
 ) -> Measured:
     """Measure every system on every test set; what was finished before, by fingerprints, is not done again.
 
@@ -78,14 +82,17 @@ def measure_systems(
         k: Hits for each query.
         modes: Of systems that can be searched in several; none: all they have, each as a system of its own.
         cache: Where vectors, indexes and runs are kept; None: `~/.cache/retrokit`.
+        baseline: A name that one of the systems must turn out to have; that none can is seen before any work.
 
     Raises:
-        InputError: A system cannot be opened or searched, two have one name, or there is nothing to measure.
+        InputError: A system cannot be opened or searched, two have one name, there is nothing to measure, or no system
+            has the baseline's name.
     """
     given = [parse_system(one) if isinstance(one, str) else one for one in systems]
     real = [one for one in given if not one.spec.startswith(ANCHOR)]
     if not real or not testsets:
         raise InputError("nothing to measure; expected at least one system that is no anchor, and one dataset")
+    _check_baseline(baseline, real)
     if len({testset.fingerprint for testset in testsets}) < len(testsets):
         raise InputError("a dataset is given twice (same corpus, queries and judgements); leave one out")
     wanted = list(measures)
@@ -96,8 +103,8 @@ def measure_systems(
         name = system.name
         for testset, found in zip(testsets, reports, strict=True):
             if Path(system.on(testset)).is_file():
-                name = name or _name_of_files(system)
-                parts = {name: _read(system, testset, name, wanted)}
+                name = name or _own_name(system)
+                parts = {name: _read(system, testset, name, wanted, k)}
             else:
                 name, searched = _search(system, testset, name, k, modes, wanted, cache or cache_home())
                 opened.update({label: (system, mode) for label, (mode, _) in searched.items()})
@@ -110,15 +117,29 @@ def measure_systems(
     return Measured([merge(one) for one in reports], tuple(published), opened)
 
 
-def _read(system: System, testset: TestSet, name: str, measures: Sequence[str]) -> Report:
+def _check_baseline(baseline: str | None, systems: Sequence[System]) -> None:
+    """Refuse a baseline that is no system's name, with or without a mode behind it."""
+    names = [one.name or _own_name(one) for one in systems]
+    labels = [*names, *(f"{name} {mode}" for name in names for mode in MODES)]
+    if baseline is not None and baseline not in labels:
+        raise InputError(f"no system is called {baseline!r}, the baseline; there are {', '.join(names)}")
+
+
+def _own_name(system: System) -> str:
+    """The name of a system that was given none: its spec where that differs from set to set."""
+    if any(place in system.spec for place in _PLACES):
+        return system.spec
+    return Path(system.spec).name.partition(".")[0] if Path(system.spec).is_file() else name_of(system.spec)
+
+
+def _read(system: System, testset: TestSet, name: str, measures: Sequence[str], k: int) -> Report:
+    """Measure the first k hits of a run file, as many as the others are searched for."""
     path = Path(system.on(testset))
-    return evaluate_run(
-        read_run(path), testset, name=name, measures=measures, made_by={"run file": path.name}, check_documents=True
+    run = read_run(path)
+    report = evaluate_run(
+        first_hits(run, k), testset, name=name, measures=measures, made_by={"run file": path.name}, check_documents=True
     )
-
-
-def _name_of_files(system: System) -> str:
-    return system.spec if any(place in system.spec for place in _PLACES) else Path(system.spec).name.partition(".")[0]
+    return replace(report, notices=(*report.notices, *cut_lines(name, run, k)))
 
 
 def _search(
@@ -131,11 +152,9 @@ def _search(
     cache: Path,
 ) -> tuple[str, dict[str, tuple[str, Report]]]:
     """Search in all modes that are wanted, unless it was done before; labels to modes and reports."""
-    from evaluation.opening import open_system
-
     spec = system.on(testset)
     opened = open_system(spec, testset, cache=cache)
-    name = name or (system.spec if spec != system.spec else opened.name)
+    name = name or _own_name(system)
     chosen = [mode for mode in opened.modes if not modes or mode in modes] or list(opened.modes)
     found = {}
     for mode in chosen:
@@ -152,7 +171,7 @@ def _search(
         else:
             note(f"{label} on {testset.name}: found as it was searched before")
         said = getattr(opened.searcher, "notices", ())
-        found[label] = (mode, _measured(run, testset, label, measures, opened.made_by, said))
+        found[label] = (mode, _measured(run, testset, label, measures, opened.made_by, said, k))
     return name, found
 
 
@@ -163,32 +182,37 @@ def _measured(
     measures: Sequence[str],
     made_by: Mapping[str, str],
     notices: Sequence[str],
+    k: int,
 ) -> Report:
     """The same report whether the run was kept or has just been made."""
     nothing = Ranking([], np.empty(0, dtype=np.float32))
     whole = {query: run.get(query, nothing) for query in testset.qrels}
-    report = evaluate_run(whole, testset, name=label, measures=measures, made_by=made_by)
+    report = evaluate_run(whole, testset, name=label, measures=measures, made_by=made_by, k=k)
     return replace(report, notices=(*report.notices, *notices))
 
 
 def _published(system: System, testsets: Sequence[TestSet]) -> list[Published]:
     """The figures of one anchor for these test sets, by their fingerprints or else their names."""
     anchors_for = import_module("evaluation.anchors").anchors_for
-    wanted = system.spec.removeprefix(ANCHOR)
-    known: set[str] = set()
-    found = []
-    for testset in testsets:
-        every = list(anchors_for(testset.fingerprint) or anchors_for(testset.name))
-        known.update(one.system for one in every)
-        found += [
-            Published(system.name or one.system, testset.name, one.measure, one.value, one.source, _convention(one))
-            for one in every
-            if one.system.lower() == wanted.lower()
-        ]
-    if not found:
-        there = f"there are {', '.join(sorted(known))}" if known else "there is none for these datasets"
-        raise InputError(f"no published figure of {wanted!r} for {', '.join(one.name for one in testsets)}; {there}")
-    return found
+    wanted = system.spec.removeprefix(ANCHOR).strip().lower()
+    every = {one.name: list(anchors_for(one.fingerprint) or anchors_for(one.name)) for one in testsets}
+    known = sorted({anchor.system for anchors in every.values() for anchor in anchors})
+    chosen = [one for one in known if one.lower() == wanted] or [one for one in known if one.lower().startswith(wanted)]
+    if len(chosen) != 1 or not wanted:
+        there = f"there are {', '.join(_nearest(wanted, chosen or known))}" if known else "there is none for them"
+        said = f"{len(chosen)} published systems begin with" if len(chosen) > 1 and wanted else "no published figure of"
+        raise InputError(f"{said} {wanted!r} for {', '.join(every)}; {there}")
+    return [
+        Published(system.name or one.system, dataset, one.measure, one.value, one.source, _convention(one))
+        for dataset, anchors in every.items()
+        for one in anchors
+        if one.system == chosen[0]
+    ]
+
+
+def _nearest(wanted: str, names: Sequence[str]) -> list[str]:
+    """Names, the most alike first."""
+    return sorted(names, key=lambda name: -SequenceMatcher(None, wanted, name.lower()).ratio())
 
 
 def _convention(anchor: Any) -> str:

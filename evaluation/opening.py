@@ -76,6 +76,8 @@ def open_system(
         InputError: There is no such system, it is of another corpus, or it cannot do what the spec asks.
     """
     base, reranker, depth = split_rerank(spec)
+    if base.startswith("anchor:"):
+        raise InputError(f"{base} is a published figure, with nothing to search; give it to retrokit compare alone")
     place = Place(testset, cache or cache_home(), device)
     opened = _open_base(base, place, sparse)
     return opened if reranker is None else with_reranker(opened, reranker, depth, device=device)
@@ -100,7 +102,7 @@ def split_rerank(spec: str) -> tuple[str, str | None, int | None]:
     """A spec's first stage, its reranker (None: it has none) and the depth (None: not said).
 
     Raises:
-        InputError: A stage is missing, or there are three.
+        InputError: A stage is missing, there are three, or the depth is less than 1.
     """
     base, mark, second = spec.rpartition(_RERANK)
     if not mark:
@@ -112,7 +114,25 @@ def split_rerank(spec: str) -> tuple[str, str | None, int | None]:
         raise InputError(
             f"{spec!r} is no system of two stages; expected SPEC{_RERANK}MODEL or SPEC{_RERANK}MODEL@DEPTH"
         )
+    if depth and int(depth) < 1:
+        raise InputError(f"{spec!r} reranks {depth} hits; expected {_RERANK}MODEL@DEPTH with a depth of at least 1")
     return base, model, int(depth) if depth else None
+
+
+def name_of(spec: str) -> str:
+    """What a system opened by this spec is called: the spec, with the names of folders and files for their paths.
+
+    Raises:
+        InputError: As `split_rerank`.
+    """
+    base, reranker, depth = split_rerank(spec)
+    kind, colon, value = base.partition(":")
+    name = f"{kind}:{_short(value)}" if kind in ("sparse", "hybrid") and colon else _short(base)
+    return name if reranker is None else _reranked_name(name, reranker, depth)
+
+
+def _reranked_name(name: str, reranker: str, depth: int | None) -> str:
+    return f"{name}{_RERANK}{_short(reranker)}" + ("" if depth is None else f"@{depth}")
 
 
 def with_reranker(opened: Opened, name: str, depth: int | None = None, *, device: str | None = None) -> Opened:
@@ -142,10 +162,9 @@ def with_reranker(opened: Opened, name: str, depth: int | None = None, *, device
         "reranker fingerprint": reranker.fingerprint,
         "rerank depth": str(searcher.depth),
     }
-    said = "" if depth is None else f"@{depth}"
     return replace(
         opened,
-        name=f"{opened.name}{_RERANK}{_short(name)}{said}",
+        name=_reranked_name(opened.name, name, depth),
         searcher=searcher,
         made_by=opened.made_by | made_by,
         modes=(opened.modes[-1] + SUFFIX,),

@@ -15,7 +15,7 @@ from evaluation.presentation import (
     largest_differences,
 )
 from evaluation.systems import Report, SystemResult
-from retrieval.web_page import definitions, web_page
+from retrieval.web_page import definitions, web_page, whisker
 
 _HITS_SHOWN = 5
 _JUDGED_SHOWN = 8
@@ -72,15 +72,14 @@ def _chart(report: Report) -> str:
 
     bars = []
     for number, (system, result) in enumerate(report.systems.items()):
-        value, (low, high) = result.metrics[measure], interval(report, system)
+        value = result.metrics[measure]
         top = number * row
         middle = top + 29
-        ends = "".join(f"M{place(end):.1f} {middle - 4}v8" for end in (low, high))
         bars.append(
             f'<text x="{left}" y="{top + 15}">{escape(_cut(system, 46))}</text>'
             f'<rect class="{"main" if system == main else "bar"}" x="{left}" y="{top + 21}" '
             f'width="{place(value) - left:.1f}" height="16" rx="2"/>'
-            f'<path class="whisker" fill="none" d="M{place(low):.1f} {middle}H{place(high):.1f}{ends}"/>'
+            f"{whisker(place, interval(report, system), middle)}"
             f'<text x="{right + 8}" y="{middle + 5}">{value:.3f}</text>'
         )
     bottom = len(report.systems) * row + 4

@@ -6,6 +6,7 @@ from pathlib import Path
 from evaluation.anchors import anchors_for
 from evaluation.expected import check
 from evaluation.pairs_sets import load_pairs
+from evaluation.presentation import ends
 from evaluation.sts import PairReport, as_json, evaluate_pairs
 from evaluation.versions import versions
 from indexes.errors import InputError
@@ -62,7 +63,7 @@ def _show(report: PairReport, notices: Sequence[str]) -> None:
     for subset, measures in report.subsets.items():
         rows += [[f"{subset}: {name}", f"{value:.4f}"] for name, value in measures.items()]
     out.print(table(["measure", "value"], rows, title=f"{report.dataset} ({report.size:,} {unit})"))
-    low, high = report.interval
-    note(f"{report.main}: 95% interval {low:.4f} to {high:.4f} over the {report.size:,} {unit}")
+    if report.interval:
+        note(f"{report.main}: 95% interval {ends(report.interval, '.4f')} over the {report.size:,} {unit}")
     for notice in notices:
         note(f"notice: {notice}")

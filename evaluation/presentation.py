@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from evaluation.run_table import longest
-from evaluation.significance import bootstrap_interval
+from evaluation.significance import Interval, bootstrap_interval
 from evaluation.systems import Report
 from indexes.errors import InputError
 
@@ -24,21 +24,24 @@ def headline_measure(report: Report) -> str:
     return HEADLINE_MEASURE if HEADLINE_MEASURE in report.measures else report.measures[0]
 
 
-def interval(report: Report, system: str) -> tuple[float, float]:
-    """95% bootstrap interval of a system's headline measure over the queries."""
+def interval(report: Report, system: str) -> Interval | None:
+    """95% bootstrap interval of a system's headline measure over the queries; None for one query."""
     measure = headline_measure(report)
     return bootstrap_interval([values[measure] for values in report.systems[system].per_query.values()])
+
+
+def ends(interval: Interval | None, form: str = ".3f", between: str = " to ") -> str:
+    """Both ends of an interval, or that there is none."""
+    return "no interval" if interval is None else between.join(f"{end:{form}}" for end in interval)
 
 
 def headline(report: Report) -> str:
     """The main result in one sentence, without its full stop."""
     measure = headline_measure(report)
     system = next(reversed(report.systems))
-    low, high = interval(report, system)
-    return (
-        f"{system} reaches {measure} {report.main.metrics[measure]:.4f} "
-        f"(95% interval {low:.3f} to {high:.3f} over {len(report.qrels):,} queries)"
-    )
+    found, count = interval(report, system), len(report.qrels)
+    over = "one query: there is no interval" if found is None else f"95% interval {ends(found)} over {count:,} queries"
+    return f"{system} reaches {measure} {report.main.metrics[measure]:.4f} ({over})"
 
 
 def best_values(report: Report) -> dict[str, float]:

@@ -52,7 +52,9 @@ def gather_qrels(
     """
     qrels: Qrels = {}
     unknown, repeated, rounded, example = 0, 0, 0, ""
+    first: Judgement | None = None
     for one in judgements:
+        first = first or one
         value = _number(one.grade)
         if value is None:
             raise InputError(f"{one.place}: grade {one.grade!r}; expected a whole number")
@@ -72,7 +74,12 @@ def gather_qrels(
         repeated += one.document in grades
         grades[one.document] = grade
     if not qrels:
-        raise InputError(f"{place}: no judgement of a query in the queries file; expected {expected}")
+        if first is None:
+            raise InputError(f"{place}: no judgement of a query; expected {expected}")
+        raise InputError(
+            f"{first.place}: no judgement of a query in the queries file: they are of queries like {first.query!r}, "
+            f"not {next(iter(queries), 'any')!r}; expected {expected}"
+        )
     return qrels, _notices(unknown, repeated, rounded, example)
 
 

@@ -92,7 +92,9 @@ def measure_vectors(
     made_by = {"vectors": search.folder.name, "encoder": encoder.name, "encoder fingerprint": encoder.fingerprint}
     made_by |= {"search": f"exact, of vectors kept as {store.storage.form}", **versions}
     unknown = store.corpus["fingerprint"] is None
-    return evaluate_run(table, testset, name="dense", measures=measures, made_by=made_by, check_documents=unknown)
+    return evaluate_run(
+        table, testset, name="dense", measures=measures, made_by=made_by, k=search.k, check_documents=unknown
+    )
 
 
 def _encoder_of(store: "VectorStore", name: str | None) -> "Encoder":

@@ -13,6 +13,9 @@ from indexes.errors import InputError
 Values = Sequence[float] | NDArray[np.float64]
 """(q,) one value for each query."""
 
+Interval = tuple[float, float]
+"""Lower and upper end."""
+
 SAMPLES = 10_000
 CONFIDENCE = 0.95
 
@@ -29,9 +32,8 @@ class Paired(NamedTuple):
     queries: int
     difference: float
     """Mean of second - first."""
-    low: float
-    """Lower end of the bootstrap interval of the difference."""
-    high: float
+    interval: Interval | None
+    """Bootstrap interval of the difference; None: one query has no spread."""
     p_randomisation: float
     p_t: float
     wins: int
@@ -50,8 +52,8 @@ class Suite(NamedTuple):
 
     sets: tuple[str, ...]
     difference: float
-    low: float
-    high: float
+    interval: Interval | None
+    """Stratified bootstrap interval of the difference; None: a set has but one query."""
     p_randomisation: float
 
 
@@ -61,7 +63,7 @@ def bootstrap_interval(
     confidence: float = CONFIDENCE,
     samples: int = 2000,
     seed: int = 0,
-) -> tuple[float, float]:
+) -> Interval | None:
     """Percentile bootstrap interval of a mean: queries are drawn again with replacement.
 
     Args:
@@ -71,7 +73,7 @@ def bootstrap_interval(
         seed: The same seed gives the same interval.
 
     Returns:
-        Lower and upper end.
+        Lower and upper end; None for one value, which has no spread to draw from.
 
     Raises:
         InputError: There are no values, or confidence is not between 0 and 1.
@@ -80,8 +82,9 @@ def bootstrap_interval(
         Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13; for retrieval: Sakai,
         "Evaluating evaluation metrics based on the bootstrap", SIGIR 2006.
     """
-    drawn = _resampled_means(_checked(values), samples, np.random.default_rng(seed))
-    return _percentiles(drawn, confidence)
+    given = _checked(values)
+    interval = _percentiles(_resampled_means(given, samples, np.random.default_rng(seed)), confidence)
+    return interval if len(given) > 1 else None
 
 
 def suite_interval(
@@ -91,7 +94,7 @@ def suite_interval(
     confidence: float = CONFIDENCE,
     samples: int = 2000,
     seed: int = 0,
-) -> tuple[float, float, float]:
+) -> tuple[float, Interval | None]:
     """The mean of the sets' means, and its stratified bootstrap interval: queries are drawn again inside each set.
 
     Every set counts the same, however many queries it has. Print the names of the sets with the mean: means over
@@ -106,7 +109,8 @@ def suite_interval(
         seed: The same seed gives the same interval.
 
     Returns:
-        Mean, lower and upper end.
+        The mean and its interval; None where a set has but one value: as if it were certain, the interval would be
+        too narrow.
 
     Raises:
         InputError: There are no sets, a set has no values, or confidence is not between 0 and 1.
@@ -117,8 +121,9 @@ def suite_interval(
     if over_sets:
         chosen = generator.integers(len(given), size=drawn.shape)
         drawn = drawn[chosen, generator.integers(samples, size=drawn.shape)]
-    low, high = _percentiles(drawn.mean(axis=0), confidence)
-    return math.fsum(float(values.mean()) for values in given) / len(given), low, high
+    interval = _percentiles(drawn.mean(axis=0), confidence)
+    mean = math.fsum(float(values.mean()) for values in given) / len(given)
+    return mean, interval if min(map(len, given)) > 1 else None
 
 
 def randomisation_test(first: Values, second: Values, samples: int = SAMPLES, seed: int = 0) -> float:
@@ -227,14 +232,12 @@ def paired(first: Values, second: Values, *, samples: int = SAMPLES, seed: int =
         InputError: What `randomisation_test` refuses.
     """
     differences = _differences(first, second)
-    low, high = bootstrap_interval(differences, samples=samples, seed=seed)
     wins, losses = int((differences > 0).sum()), int((differences < 0).sum())
     deviation = float(differences.std(ddof=1)) if len(differences) > 1 else 0.0
     return Paired(
         queries=len(differences),
         difference=math.fsum(differences) / len(differences),
-        low=low,
-        high=high,
+        interval=bootstrap_interval(differences, samples=samples, seed=seed),
         p_randomisation=_sign_flips(differences, samples, seed),
         p_t=paired_t_test(first, second),
         wins=wins,
@@ -268,10 +271,10 @@ def paired_suite(
     if first.keys() != second.keys() or not first:
         raise InputError(f"sets {', '.join(first)} and {', '.join(second)}; expected the same ones, at least one")
     differences = {name: _differences(first[name], second[name]) for name in first}
-    mean, low, high = suite_interval(differences, over_sets=over_sets, samples=samples, seed=seed)
+    mean, interval = suite_interval(differences, over_sets=over_sets, samples=samples, seed=seed)
     # A query weighs 1 / (queries of its set), so that the sum of all is the sum of the sets' means.
     weighted = np.concatenate([values / len(values) for values in differences.values()])
-    return Suite(tuple(first), mean, low, high, _sign_flips(weighted, samples, seed))
+    return Suite(tuple(first), mean, interval, _sign_flips(weighted, samples, seed))
 
 
 def _sign_flips(differences: NDArray[np.float64], samples: int, seed: int) -> float:
@@ -319,7 +322,7 @@ def _resampled_means(values: NDArray[np.float64], samples: int, generator: np.ra
     )
 
 
-def _percentiles(drawn: NDArray[np.float64], confidence: float) -> tuple[float, float]:
+def _percentiles(drawn: NDArray[np.float64], confidence: float) -> Interval:
     if not 0 < confidence < 1:
         raise InputError(f"confidence is {confidence}; expected a number between 0 and 1")
     tail = (1 - confidence) / 2

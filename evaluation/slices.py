@@ -136,7 +136,7 @@ def _slice(comparison: Comparison, dataset: str, feature: str, label: str, queri
         {system: float(one.mean()) for system, one in values.items()},
         {
             system: Mean(
-                float((values[system] - base).mean()), *bootstrap_interval(values[system] - base, seed=comparison.seed)
+                float((values[system] - base).mean()), bootstrap_interval(values[system] - base, seed=comparison.seed)
             )
             for system in comparison.others
         },

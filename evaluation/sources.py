@@ -25,6 +25,7 @@ _KINDS = {
     "loco": "long_sets:open_loco",
 }
 """What a spec may begin with, and the function that opens the rest of it."""
+_ALL_KINDS = ", ".join(f"{kind}:" for kind in _KINDS)
 
 QUERY_IDS = ("_id", "id", "qid", "query_id", "query-id")
 QUERY_TEXTS = ("text", "query")
@@ -67,13 +68,13 @@ def open_source(spec: str | Path, split: str | None) -> Source:
         InputError: There is no such thing, or no such split; the message says what was expected where.
     """
     text = str(spec)
+    if not text.strip():
+        raise InputError(f"no test collection is named; expected a BEIR folder or {_ALL_KINDS}")
     kind, colon, rest = text.partition(":")
     if not colon or Path(text).exists():
         return open_folder(_find_folder(text), split)
     if kind not in _KINDS:
-        raise InputError(
-            f"{text}: unknown source {kind!r}; expected a BEIR folder or {', '.join(map('{}:'.format, _KINDS))}"
-        )
+        raise InputError(f"{text}: unknown source {kind!r}; expected a BEIR folder or {_ALL_KINDS}")
     if not rest:
         raise InputError(f"{text}: names nothing; expected {_usage(kind)}")
     module, _, function = _KINDS[kind].partition(":")

@@ -11,7 +11,7 @@ from evaluation.correlation import pearson, spearman, spearman_interval
 from evaluation.measures import means, score_run
 from evaluation.pairs_sets import PairSet, RerankingSet
 from evaluation.rankings import Run, make_ranking
-from evaluation.significance import bootstrap_interval
+from evaluation.significance import Interval, bootstrap_interval
 from indexes.errors import InputError
 from retrieval.console import OnProgress
 
@@ -44,8 +44,8 @@ class PairReport:
     """Pairs, or queries."""
     metrics: dict[str, float]
     """Measure to value; the first one is the main one."""
-    interval: tuple[float, float]
-    """95% bootstrap interval of the main measure."""
+    interval: Interval | None
+    """95% bootstrap interval of the main measure; None: a single query has none."""
     subsets: dict[str, dict[str, float]]
     """Subset to measure to value; empty if there are none."""
     notices: tuple[str, ...] = ()
@@ -275,7 +275,7 @@ def _flat(found: NDArray[np.float32]) -> list[str]:
 def _report(
     pairs: PairSet | RerankingSet,
     metrics: dict[str, float],
-    interval: tuple[float, float],
+    interval: Interval | None,
     subsets: dict[str, dict[str, float]],
     notices: Sequence[str],
     prompt: str | None,
@@ -311,7 +311,7 @@ def as_json(report: PairReport, made_by: dict[str, str] | None = None) -> dict[s
     """The report as a JSON document: `metrics`, the interval of the main one, subsets, and the data."""
     return {
         "metrics": report.metrics,
-        "intervals": {report.main: list(report.interval)},
+        "intervals": {report.main: report.interval and list(report.interval)},
         "subsets": report.subsets,
         "dataset": {
             "name": report.dataset,

@@ -6,6 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
+from evaluation.depths import shallow_lines, unequal_lines
 from evaluation.index_runs import RowSearcher, search_index
 from evaluation.measures import DEFAULT_MEASURES, means, parse_measures, score_run
 from evaluation.qrels import Qrels
@@ -142,13 +143,14 @@ def evaluate_run(
     name: str = "run",
     measures: Iterable[str] = DEFAULT_MEASURES,
     made_by: Mapping[str, str] | None = None,
+    k: int | None = None,
     check_documents: bool = False,
 ) -> Report:
     """Measure a run that some system made, for example one from `read_run`.
 
     Hits whose id is the query's are dropped where the test collection's profile says so, as in `evaluate`. What is
-    odd about the run is in the notices: missing and foreign queries, queries without hits, and, if they are looked
-    for, documents that the corpus lacks.
+    odd about the run is in the notices: missing and foreign queries, queries without hits, a measure that reads deeper
+    than the run goes, and, if they are looked for, documents that the corpus lacks.
 
     Args:
         run: From `read_run`, or a `RunTable`.
@@ -156,18 +158,21 @@ def evaluate_run(
         name: The system's.
         measures: Names such as `nDCG@10`.
         made_by: What to record in the report about the run.
+        k: How many hits each query was searched for, if that is known; None: no more than a query has.
         check_documents: Whether to read the corpus through for documents of the run that it lacks, and count them.
 
     Raises:
         InputError: A measure is unknown, or the run and the test collection have no query in common.
     """
-    known = only(run, testset.qrels)
+    known, wanted = only(run, testset.qrels), list(measures)
     notices = [*testset.notices, *unmatched(run, testset, name), *_empty_lines(name, known)]
     if check_documents:
         notices += _stranger_lines(name, known, testset)
+    if k is None:
+        notices += shallow_lines(name, known, wanted, testset.size)
     if testset.profile.drop_self_matches:
         known = without_self_matches(known)
-    return _report({name: known}, testset, measures, notices, made_by)
+    return _report({name: known}, testset, wanted, notices, made_by)
 
 
 def unmatched(run: Mapping[str, Ranking], testset: TestSet, name: str = "run") -> list[str]:
@@ -221,7 +226,9 @@ def merge(reports: Mapping[str, Report]) -> Report:
             systems[name if len(report.systems) == 1 else f"{name} {system}"] = result
         made_by |= {key: value for key, value in report.made_by.items() if made_by.get(key, value) == value}
         made_by |= {f"{name}: {key}": value for key, value in report.made_by.items() if made_by[key] != value}
-    notices = tuple(dict.fromkeys(notice for report in reports.values() for notice in report.notices))
+    unequal = unequal_lines({name: result.run for name, result in systems.items()}, first.measures)
+    said = [notice for report in reports.values() for notice in report.notices]
+    notices = tuple(dict.fromkeys([*said, *unequal]))
     return Report(
         first.dataset,
         first.split,
@@ -337,7 +344,7 @@ def _report(
         testset.split,
         testset.fingerprint,
         testset.profile,
-        tuple(notices),
+        (*notices, *unequal_lines(runs, names)),
         systems,
         testset.queries,
         testset.qrels,

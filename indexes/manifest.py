@@ -242,9 +242,9 @@ def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
         InputError: No such folder, no manifest, another kind or format.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; expected a {kind} folder")
+        raise InputError(f"{folder}: no such folder; expected {_a(kind)} folder")
     if not (folder / MANIFEST).is_file():
-        raise InputError(f"{folder} has no {MANIFEST}; expected a {kind} folder made by retrokit")
+        raise InputError(f"{folder} has no {MANIFEST}; expected {_a(kind)} folder made by retrokit")
     manifest = read_json(folder / MANIFEST)
     found = manifest.get("kind") if isinstance(manifest, dict) else None
     if found != kind:
@@ -299,3 +299,7 @@ def _remove_abandoned(target: Path) -> None:
         process = path.name.removeprefix(prefix)
         if process.isdigit() and not Path(f"/proc/{process}").exists() and Path("/proc/self").exists():
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _a(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"

@@ -1,5 +1,6 @@
 """One generation of an index folder, opened for reading: its segments searched as one."""
 
+import bisect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, overload
@@ -318,7 +319,7 @@ class Reader:
         """The segment of a row, and its row there."""
         if not 0 <= row < self.rows:
             raise IndexError(f"row {row} of {self.rows}")
-        number = int(np.searchsorted(self.starts, row, side="right")) - 1
+        number = bisect.bisect_right(self.starts, row) - 1
         return self.segments[number], row - self.starts[number]
 
     def checked(self, queries: NDArray[np.float32]) -> NDArray[np.float32]:

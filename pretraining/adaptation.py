@@ -15,7 +15,8 @@ from pretraining.samplers import LINKS, TERMS, USUAL, sample_pairs
 from retrieval.documents import Document, corpus_fingerprint, read_documents
 from retrieval.model_folder import resolve
 from retrieval.pairs import Pair, read_pairs
-from retrieval.working import CARD, finished_card, working_folder
+from retrieval.run_card import CARD, finished_card
+from retrieval.working import working_folder
 
 OnNote = Callable[[str], None]
 OnProgress = Callable[[int, int | None], None]

@@ -61,7 +61,7 @@ def load_reader(name: str) -> Reader:
     folder = resolve(name)
     plain = not (folder / "modules.json").is_file()
     settings = read_model_folder(folder, pooling="cls" if plain else None)
-    module, tokenizer = load_module(name, settings, None, "float32")
+    module, tokenizer, _ = load_module(name, settings, None, "float32")
     backbone = Backbone(module.backbone)
     refuse_unreadable(backbone)
     if not tokenizer.is_fast or None in (tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id):

@@ -303,7 +303,7 @@ def report(
 ) -> None:
     """Write how a training run went as one web page: losses, gradients, probes, options."""
     from pretraining.report import read_log, series_of, write_report
-    from retrieval.working import LOG
+    from retrieval.run_card import LOG
 
     refuse_page(output)
     write_report(folder, output, name=folder.name.removesuffix(".partial"))

@@ -23,8 +23,8 @@ from retrieval.loading import quiet
 from retrieval.model_folder import read_model_folder, resolve
 from retrieval.orders import EpochOrder
 from retrieval.pairs import Pair
+from retrieval.run_card import CARD, KIND, LOG, package_versions
 from retrieval.trainer import ResumableTrainer, back_to_checkpoint, unique_state
-from retrieval.working import CARD, KIND, LOG, package_versions
 
 _BATCHES_WAITING = 16
 _BEST, _CHECKS, _CHECKPOINTS = "best.safetensors", "checks.json", "checkpoints"

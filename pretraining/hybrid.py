@@ -24,7 +24,7 @@ from pretraining.model_folder import save_encoder
 from pretraining.objective import Objective
 from pretraining.view import sentence_vector
 from retrieval.loading import quiet
-from retrieval.working import CARD, KIND
+from retrieval.run_card import CARD, KIND
 
 DENSE, SPARSE = "dense", "sparse"
 _TEXTS = 2000

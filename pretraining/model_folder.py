@@ -13,7 +13,7 @@ from pretraining.cross_encoder import FOLDER, save_cross_encoder
 from pretraining.report import REPORT, write_report
 from pretraining.terms.word_order import WordSetOrder
 from retrieval.loading import quiet
-from retrieval.working import CARD, KIND, LOG
+from retrieval.run_card import CARD, KIND, LOG
 
 
 def write_model_folder(

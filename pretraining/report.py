@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 from indexes.errors import InputError
 from indexes.manifest import read_json
 from pretraining.curves import STYLE, curve
+from retrieval.run_card import CARD, LOG
 from retrieval.web_page import definitions, web_page
-from retrieval.working import CARD, LOG, RUN
+from retrieval.working import RUN
 
 REPORT = "report.html"
 

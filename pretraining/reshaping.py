@@ -11,7 +11,8 @@ from indexes.errors import InputError
 from indexes.manifest import read_json, refuse_existing
 from retrieval.documents import corpus_fingerprint, read_documents
 from retrieval.model_folder import resolve
-from retrieval.working import CARD, finished_card, working_folder
+from retrieval.run_card import CARD, finished_card
+from retrieval.working import working_folder
 
 OnNote = Callable[[str], None]
 OnProgress = Callable[[int, int | None], None]

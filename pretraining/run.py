@@ -27,8 +27,9 @@ from pretraining.window_words import prepare_word_sets
 from retrieval.digests import tokenizer_digest
 from retrieval.documents import read_documents
 from retrieval.loading import quiet
+from retrieval.run_card import LOG, finished_card, package_versions
 from retrieval.trainer import back_to_checkpoint, resumable_arguments
-from retrieval.working import LOG, finished_card, package_versions, partial_folder, working_folder
+from retrieval.working import partial_folder, working_folder
 
 _TOKENS = "tokens"
 

@@ -25,7 +25,7 @@ from retrieval.digests import tokenizer_digest
 from retrieval.documents import read_documents
 from retrieval.loading import quiet
 from retrieval.model_folder import ModelFolder, read_model_folder
-from retrieval.working import CARD, KIND, package_versions
+from retrieval.run_card import CARD, KIND, package_versions
 
 _HEAD = "head."
 _VOCABULARY_FILES = ("vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model", "spm.model")

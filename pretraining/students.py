@@ -19,8 +19,8 @@ from pretraining.loop import arguments_of
 from retrieval.digests import tokenizer_digest
 from retrieval.loading import quiet
 from retrieval.model_folder import ModelFolder, read_model_folder, resolve
+from retrieval.run_card import CARD, KIND, LOG, package_versions
 from retrieval.trainer import ResumableTrainer, back_to_checkpoint
-from retrieval.working import CARD, KIND, LOG, package_versions
 
 _CHECKPOINTS = "checkpoints"
 

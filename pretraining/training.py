@@ -19,8 +19,8 @@ from pretraining.window_words import open_word_sets
 from retrieval.checkpoints import newest_checkpoint
 from retrieval.loading import quiet
 from retrieval.pairs import Pair
+from retrieval.run_card import LOG
 from retrieval.trainer import recompute_layers
-from retrieval.working import LOG
 
 CHECKPOINTS, BEST, PAIRS = "checkpoints", "best", "probe-pairs.json"
 

@@ -14,23 +14,30 @@ if TYPE_CHECKING:
     from retrieval.documents import Document, read_documents
     from retrieval.encoder import Encoder
     from retrieval.encoding import encode_corpus
+    from retrieval.examples import Candidate, Example, read_examples, write_examples
+    from retrieval.greedy import greedy_soup
     from retrieval.lexical_retriever import LexicalRetriever, build_lexical
+    from retrieval.mining import MineResult, mine
     from retrieval.pairs import Pair, read_pairs
     from retrieval.passages import LongDocuments
     from retrieval.ray_runner import RayActors
     from retrieval.reranker import Reranked, Reranker
     from retrieval.retriever import Hit, Retriever
     from retrieval.runners import Processes, ThisProcess
+    from retrieval.soup import interpolate, make_soup
     from retrieval.sparse import SparseEncoder
 
 __all__ = [
     "Analyzer",
+    "Candidate",
     "Corpus",
     "Document",
     "Encoder",
+    "Example",
     "Hit",
     "LexicalRetriever",
     "LongDocuments",
+    "MineResult",
     "Pair",
     "Processes",
     "RayActors",
@@ -43,18 +50,27 @@ __all__ = [
     "build_index",
     "build_lexical",
     "encode_corpus",
+    "greedy_soup",
+    "interpolate",
+    "make_soup",
+    "mine",
     "read_documents",
+    "read_examples",
     "read_pairs",
+    "write_examples",
 ]
 
 _HOMES = {
     "Analyzer": "analyzer",
+    "Candidate": "examples",
     "Corpus": "corpora",
     "Document": "documents",
     "Encoder": "encoder",
+    "Example": "examples",
     "Hit": "retriever",
     "LexicalRetriever": "lexical_retriever",
     "LongDocuments": "passages",
+    "MineResult": "mining",
     "Pair": "pairs",
     "Processes": "runners",
     "RayActors": "ray_runner",
@@ -67,8 +83,14 @@ _HOMES = {
     "build_index": "building",
     "build_lexical": "lexical_retriever",
     "encode_corpus": "encoding",
+    "greedy_soup": "greedy",
+    "interpolate": "soup",
+    "make_soup": "soup",
+    "mine": "mining",
     "read_documents": "documents",
+    "read_examples": "examples",
     "read_pairs": "pairs",
+    "write_examples": "examples",
 }
 
 

@@ -46,6 +46,20 @@ def encode(
     dim: Annotated[int | None, typer.Option(help="Keep the first so many numbers (Matryoshka models).")] = None,
     query_prompt: Annotated[str | None, typer.Option(help="Before each query, instead of the model's own.")] = None,
     document_prompt: Annotated[str | None, typer.Option(help="Before each document, instead of the model's.")] = None,
+    task: Annotated[str | None, typer.Option(help="Before each query, the model's prompt of this name.")] = None,
+    instruction: Annotated[
+        str | None, typer.Option(help="Before each query, `Instruct: …` (decoders trained with instructions).")
+    ] = None,
+    attention: Annotated[
+        str | None, typer.Option(help="bidirectional: a decoder's tokens see later ones too, if it was trained so.")
+    ] = None,
+    attention_temperature: Annotated[
+        float | None, typer.Option(help="Below 1: sharper attention over long texts (TempScale), such as 0.8.")
+    ] = None,
+    append_eos: Annotated[
+        bool | None,
+        typer.Option("--append-eos/--no-append-eos", help="End each text with the end-of-text token, or do not."),
+    ] = None,
     dtype: Annotated[
         str | None, typer.Option(help="float32 (the default), bfloat16, float16 or int8: the precision to compute in.")
     ] = None,
@@ -85,6 +99,11 @@ def encode(
         dim=dim,
         query_prompt=query_prompt,
         document_prompt=document_prompt,
+        task=task,
+        instruction=instruction,
+        attention=attention,
+        attention_temperature=attention_temperature,
+        append_eos=append_eos,
         dtype=dtype,
         backend=backend,
         tolerance=tolerance,

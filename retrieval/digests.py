@@ -42,8 +42,11 @@ def weights_digest(tensors: Mapping[str, Any]) -> str:
 
 
 def architecture_digest(config: Any) -> str:
-    """SHA-256 of the settings by which the same weights compute something else: heads, activation, positions."""
+    """SHA-256 of the settings by which the same weights compute something else: heads, positions, direction."""
     found = {name: getattr(config, name, None) for name in _ARCHITECTURE}
+    # Recorded only where they are not the family's default, so that all other models keep their digests.
+    found["is_causal"] = False if getattr(config, "is_causal", None) is False else None
+    found["use_bidirectional_attention"] = getattr(config, "use_bidirectional_attention", None) or None
     return fingerprint({name: value for name, value in found.items() if value is not None})
 
 

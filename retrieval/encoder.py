@@ -1,6 +1,5 @@
 """Text to vectors: an encoder with explicit pooling, prompts, length and normalisation, and its fingerprint."""
 
-import dataclasses
 import functools
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,8 +15,9 @@ from retrieval.batches import Backend, ahead, token_batches
 from retrieval.devices import best_device, check_device
 from retrieval.digests import architecture_digest, tokenizer_digest, weights_digest
 from retrieval.loading import load_module
-from retrieval.model_folder import PACKAGED, ModelFolder, read_model_folder, resolve
+from retrieval.model_folder import PACKAGED, ModelFolder, changed, read_model_folder, resolve
 from retrieval.passages import LongDocuments
+from retrieval.prompts import query_prompt_for
 from retrieval.tokenizing import TextTokenizer, Tokenized
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "bfloat16", "float16", "int8")
 BACKENDS = ("torch", "openvino", "auto")
+_CHOSEN = ("attention", "attention_temperature", "append_eos")
+"""Fields that only encoders have which need them."""
 TOLERANCE = 1e-5
 """Of float32: how far, 1 - cosine, its vectors differ between backends and devices at most."""
 _WINDOW = 2048
@@ -56,7 +58,8 @@ class Encoder:
         name: What it was loaded by.
         dim: d, the length of a vector.
         fields: weights, architecture and tokenizer (as digests), pooling, prompts, max_length, normalize, dim, dtype;
-            for int8 also the digest of the calibration texts.
+            for int8 also the digest of the calibration texts; attention (if `bidirectional`), attention_temperature and
+            append_eos where they are not what the model does by itself.
         fingerprint: SHA-256 over `fields`.
         backend: What runs it.
         truncated: How many texts so far were longer than max_length, so that their vectors read only their beginnings.
@@ -86,6 +89,11 @@ class Encoder:
         dim: int | None = None,
         query_prompt: str | None = None,
         document_prompt: str | None = None,
+        task: str | None = None,
+        instruction: str | None = None,
+        attention: str | None = None,
+        attention_temperature: float | None = None,
+        append_eos: bool | None = None,
         backend: str = "torch",
         tolerance: float = TOLERANCE,
         device: str | None = None,
@@ -103,6 +111,15 @@ class Encoder:
             dim: Keep only the first so many numbers of each vector, for models trained so (Matryoshka).
             query_prompt: What goes before each query, such as "query: "; None: what the folder says.
             document_prompt: What goes before each document; None: what the folder says.
+            task: In the place of `query_prompt`: the name of one of the folder's prompts, such as web_search_query.
+            instruction: In the place of `query_prompt`: what queries ask for, in words, which goes before them as
+                `Instruct: …`, for decoders that were trained so (E5-mistral, Qwen3-Embedding).
+            attention: `bidirectional`: tokens of a decoder see those after them too (LLM2Vec, KaLM), for models that
+                were trained so and whose folder does not say it; `causal` only confirms. None: as the folder says.
+            attention_temperature: Below 1, attention over long texts is sharper (TempScale): 0.8, say. See
+                `retrieval.attention.set_temperature`.
+            append_eos: Whether an end-of-text token follows each text whose tokenizer does not append one, as decoders
+                that pool their last token expect; to be decided where the folder contradicts itself (E5-mistral's).
             backend: `torch`; `openvino`, faster on CPUs (extra `openvino`); or `auto`: the fastest backend, and dtype
                 if none is given, whose vectors stay within `tolerance`, by a short trial on this machine.
             tolerance: For `auto`: the largest distance, 1 - cosine, from float32 on torch.
@@ -112,29 +129,31 @@ class Encoder:
             InputError: No such model, pooling unknown, a module that this encoder cannot run, or a value that the
                 model, backend or machine does not have.
         """
+        settings = read_model_folder(resolve(name), pooling=pooling)
+        query_prompt = query_prompt_for(settings, query_prompt, task, instruction)
+        asked: dict[str, Any] = {
+            "attention": attention,
+            "attention_temperature": attention_temperature,
+            "append_eos": append_eos,
+        }
+        said: dict[str, Any] = {
+            "max_length": max_length,
+            "normalize": normalize,
+            "query_prompt": query_prompt,
+            "document_prompt": document_prompt,
+        }
         if backend == "auto":
             from retrieval.trial import fastest
 
-            load = functools.partial(
-                cls.load,
-                name,
-                pooling=pooling,
-                max_length=max_length,
-                normalize=normalize,
-                dim=dim,
-                query_prompt=query_prompt,
-                document_prompt=document_prompt,
-                device=device,
-            )
+            load = functools.partial(cls.load, name, pooling=pooling, dim=dim, device=device, **said, **asked)
             backend, dtype = fastest(load, dtype, tolerance)
         dtype = dtype or "float32"
-        settings = read_model_folder(resolve(name), pooling=pooling)
-        settings = _changed(settings, max_length, normalize, query_prompt, document_prompt)
+        settings = changed(settings, **said)
         _check_choice(dtype, backend)
         device = check_device(device or ("cpu" if backend == "openvino" else best_device()))
         if backend == "openvino" and device != "cpu":
             raise InputError(f"backend openvino computes on the cpu here; device is {device!r}: leave it out")
-        module, tokenizer = load_module(name, settings, dim, "float32" if dtype == "int8" else dtype)
+        module, tokenizer, chosen = load_module(name, settings, dim, "float32" if dtype == "int8" else dtype, **asked)
         fields = {
             "weights": weights_digest(dict(module.state_dict())),
             "architecture": architecture_digest(module.backbone.config),
@@ -146,6 +165,7 @@ class Encoder:
             "normalize": settings.normalize,
             "dim": module.dim,
             "dtype": dtype,
+            **chosen,
         }
         name = str(Path(name).resolve()) if Path(name).is_dir() else name  # found again from any working directory
         if backend == "torch":
@@ -278,32 +298,13 @@ class Encoder:
 
 def load_options(made_by: Mapping[str, Any]) -> dict[str, Any]:
     """The keywords of `Encoder.load` that make a recorded encoder again."""
-    names = ("pooling", "max_length", "dtype", "normalize", "dim", "query_prompt", "document_prompt")
+    names = ("pooling", "max_length", "dtype", "normalize", "dim", "query_prompt", "document_prompt", *_CHOSEN)
     backend = {"backend": "openvino"} if made_by.get("dtype") == "int8" else {}  # no other computes in int8
     return {**{name: made_by[name] for name in names if name in made_by}, **backend}
 
 
 def _shifted(on_progress: "OnProgress | None", done: int, total: int) -> "OnProgress | None":
     return (lambda within, _: on_progress(done + within, total)) if on_progress else None
-
-
-def _changed(
-    settings: ModelFolder,
-    max_length: int | None,
-    normalize: bool | None,
-    query_prompt: str | None,
-    document_prompt: str | None,
-) -> ModelFolder:
-    """A model folder's settings with what the user asked for instead."""
-    if max_length is not None and not 3 <= max_length <= settings.max_length:
-        raise InputError(f"max_length is {max_length}; expected 3 to {settings.max_length}, the model's own")
-    asked: dict[str, Any] = {
-        "max_length": max_length,
-        "normalize": normalize,
-        "query_prompt": query_prompt,
-        "document_prompt": document_prompt,
-    }
-    return dataclasses.replace(settings, **{name: value for name, value in asked.items() if value is not None})
 
 
 def _check_choice(dtype: str, backend: str) -> None:

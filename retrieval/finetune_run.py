@@ -32,6 +32,7 @@ from retrieval.held_out import (
     spearman,
 )
 from retrieval.loading import quiet
+from retrieval.run_card import CARD, KIND, LOG, package_versions
 from retrieval.seeds import seeded
 from retrieval.selection import Selection
 from retrieval.trainable import load_cross_encoder, load_dense, load_sparse
@@ -41,7 +42,7 @@ from retrieval.trainer import (
     recompute_layers,
     resumable_arguments,
 )
-from retrieval.working import CARD, KIND, LOG, package_versions, partial_folder
+from retrieval.working import partial_folder
 
 _CHECKPOINTS = "checkpoints"
 _STEPS_AT_RISK = 500

@@ -17,7 +17,8 @@ from retrieval.examples import Candidate, Example
 from retrieval.finetune_options import BY_TEACHER, FinetuneConfig
 from retrieval.held_out import hold_out
 from retrieval.model_folder import resolve
-from retrieval.working import CARD, finished_card, working_folder
+from retrieval.run_card import CARD, finished_card
+from retrieval.working import working_folder
 
 OnNote = Callable[[str], None]
 OnProgress = Callable[[int, int | None], None]

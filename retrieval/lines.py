@@ -1,15 +1,17 @@
-"""Lines of text files, plain, gzip or zstd: one reader, which knows how far it is."""
+"""Lines of text files, plain, gzip or zstd: one reader, which knows how far it is, and whole files written at once."""
 
 import contextlib
 import gzip
 import io
 import json
+import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 from indexes.errors import InputError
+from indexes.manifest import named
 
 
 class Meter:
@@ -78,8 +80,35 @@ def text_lines(
                     yield number, line
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; expected {expected}") from None
-    except (UnicodeDecodeError, EOFError, zlib.error, OSError) as error:
-        raise InputError(f"{path}, after line {number}: not readable as text ({error}); expected {expected}") from None
+    except UnicodeDecodeError as error:
+        number += 1 + error.object[: error.start].count(b"\n")  # what is decoded is ahead of the lines that were given
+        raise InputError(f"{path}, line {number}: not readable as text ({error}); expected {expected}") from None
+    except (EOFError, zlib.error, OSError) as error:
+        place = f", after line {number}" if number else ""
+        raise InputError(f"{path}{place}: not readable as text ({error}); expected {expected}") from None
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[TextIO]:
+    """Give a text file to fill under a temporary name; it takes the place of `path` when the block ends well.
+
+    Raises:
+        InputError: The path is a folder, or its name says that it is compressed, which this file is not.
+    """
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; expected the name of a file")
+    if path.suffix.lower() in (".gz", ".zst"):
+        raise InputError(f"{path} would be read as compressed, and is written plain; give a name such as {path.stem}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = named(path).with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _decompressed(file: BinaryIO, path: Path) -> io.TextIOWrapper:

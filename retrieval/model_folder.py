@@ -1,7 +1,7 @@
 """Model folders as sentence-transformers writes them: which modules, pooling, prompts and length they record."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from indexes.manifest import read_json
 
 PACKAGED = "all-MiniLM-L6-v2"
 PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+ADAPTER = "adapter_config.json"
 POOLINGS = ("cls", "mean", "max", "lasttoken")
 
 # Before version 5.4 sentence-transformers wrote one boolean for each way to pool.
@@ -38,6 +39,10 @@ class ModelFolder:
     document_prompt: str = ""
     dense: tuple[Path, ...] = field(default=())
     """Folders of linear layers after pooling."""
+    tasks: Mapping[str, str] = field(default_factory=dict)
+    """All prompts by their names."""
+    declares_eos: bool = False
+    """Whether the tokenizer's settings ask for an end-of-text token after each text."""
 
     @property
     def prompts(self) -> dict[str, str]:
@@ -79,6 +84,8 @@ def read_model_folder(folder: Path, *, pooling: str | None = None) -> ModelFolde
     """
     if pooling is not None and pooling not in POOLINGS:
         raise InputError(f"pooling is {pooling!r}; expected one of {', '.join(POOLINGS)}")
+    if (folder / ADAPTER).is_file() and not (folder / "config.json").is_file():
+        raise InputError(f"{folder} is an adapter without its base: merge it into the base (PEFT: merge_and_unload)")
     if not (folder / "modules.json").is_file():
         if not (folder / "config.json").is_file():
             raise InputError(f"{folder} is no model folder: it has neither modules.json nor config.json")
@@ -86,7 +93,7 @@ def read_model_folder(folder: Path, *, pooling: str | None = None) -> ModelFolde
             raise InputError(
                 f"{folder} does not record its pooling (no modules.json): encode it with --pooling cls or mean"
             )
-        return ModelFolder(folder, pooling, _max_length(folder, {}), normalize=True)
+        return ModelFolder(folder, pooling, _max_length(folder, {}), normalize=True, declares_eos=_declares_eos(folder))
     modules = [(_kind(entry), folder / entry["path"]) for entry in read_json(folder / "modules.json")]
     kinds = [kind for kind, _ in modules]
     supported = kinds[:2] == ["Transformer", "Pooling"] and set(kinds[2:]) <= {"Dense", "Normalize"}
@@ -106,7 +113,33 @@ def read_model_folder(folder: Path, *, pooling: str | None = None) -> ModelFolde
         query_prompt=prompts.get("query") or "",
         document_prompt=prompts.get("document") or prompts.get("passage") or "",
         dense=tuple(path for kind, path in modules if kind == "Dense"),
+        tasks=prompts,
+        declares_eos=_declares_eos(modules[0][1]),
     )
+
+
+def changed(
+    settings: ModelFolder,
+    *,
+    max_length: int | None = None,
+    normalize: bool | None = None,
+    query_prompt: str | None = None,
+    document_prompt: str | None = None,
+) -> ModelFolder:
+    """A model folder's settings with what the user asked for instead.
+
+    Raises:
+        InputError: The length is not one that the model has.
+    """
+    if max_length is not None and not 3 <= max_length <= settings.max_length:
+        raise InputError(f"max_length is {max_length}; expected 3 to {settings.max_length}, the model's own")
+    asked: dict[str, Any] = {
+        "max_length": max_length,
+        "normalize": normalize,
+        "query_prompt": query_prompt,
+        "document_prompt": document_prompt,
+    }
+    return replace(settings, **{name: value for name, value in asked.items() if value is not None})
 
 
 def _kind(entry: Mapping[str, Any]) -> str:
@@ -128,6 +161,10 @@ def _pooling(folder: Path) -> str:
 def _prompts(folder: Path) -> dict[str, str]:
     prompts = _optional(folder / "config_sentence_transformers.json").get("prompts") or {}
     return {name: str(prompt or "") for name, prompt in prompts.items()}
+
+
+def _declares_eos(folder: Path) -> bool:
+    return _optional(folder / "tokenizer_config.json").get("add_eos_token") is True
 
 
 def _max_length(folder: Path, config: Mapping[str, Any]) -> int:

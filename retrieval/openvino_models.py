@@ -132,7 +132,7 @@ def convert(module: EmbeddingModule) -> Any:
     """
     openvino = import_openvino()
     module.float()
-    module.backbone.config.use_cache = False  # decoders keep keys and values for a next token that never comes
+    module.backbone.config.use_cache = False
     ids, mask = torch.ones(2, 8, dtype=torch.long), torch.ones(2, 8, dtype=torch.long)
     mask[1, 5:] = 0
     try:
@@ -192,7 +192,8 @@ def _alone(ids: list[int]) -> tuple[Any, Any]:
 def _made_of(module: EmbeddingModule, fields: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that decides what the model is; texts and prompts do only where it is calibrated with them."""
     calibrated = fields["dtype"] == "int8"
-    names = fields if calibrated else ("weights", "pooling", "normalize", "dim", "dtype")
+    decisive = ("weights", "pooling", "normalize", "dim", "dtype", "attention_temperature")
+    names = fields if calibrated else [name for name in decisive if name in fields]
     config = module.backbone.config.to_dict()
     packages = ("openvino", "torch", "transformers", *(["nncf"] if calibrated else []))
     for package in ("openvino", *(["nncf"] if calibrated else [])):

@@ -36,6 +36,56 @@ class _Part(NamedTuple):
     encoding: Any
 
 
+def end_texts(tokenizer: Any, append_eos: bool | None, *, declared: bool, name: str) -> bool:
+    """Have a tokenizer end each text with its end-of-text token, where a decoder's last token is its vector.
+
+    Args:
+        tokenizer: Of the transformers library; it is changed, and keeps the change where it is saved.
+        append_eos: True: append the token; False: do not; None: leave the tokenizer as it is.
+        declared: Whether its folder says `add_eos_token`, as E5-mistral's does. transformers 5 does not obey that where
+            tokenizer.json says otherwise, so that neither does sentence-transformers: it takes another token's vector
+            than the model was trained to give.
+        name: What the user calls the model.
+
+    Returns:
+        Whether `append_eos` decided anything.
+
+    Raises:
+        InputError: What the folder says is not what its tokenizer does and nobody decided; or it cannot be done.
+    """
+    ends = _ends_by_itself(tokenizer)
+    if ends and append_eos is False:
+        raise InputError(f"{name}'s tokenizer ends each text with a special token by itself; leave append_eos out")
+    if append_eos is None and declared and not ends:
+        raise InputError(
+            f"{name} says add_eos_token, but its tokenizer.json appends no {tokenizer.eos_token}: give append_eos true "
+            "(as the model was trained) or false (as sentence-transformers encodes)"
+        )
+    if append_eos and not ends:
+        _append_eos(tokenizer, name)
+    return append_eos is not None and not ends
+
+
+def _ends_by_itself(tokenizer: Any) -> bool:
+    """Whether the last token of any text is a special one."""
+    return bool(tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"][-1:] == [1])
+
+
+def _append_eos(tokenizer: Any, name: str) -> None:
+    from tokenizers.processors import Sequence as Processors
+    from tokenizers.processors import TemplateProcessing
+
+    eos = tokenizer.eos_token
+    if eos is None or not tokenizer.is_fast:
+        lacks = "has no end-of-text token" if eos is None else "is not a fast one"
+        raise InputError(f"{name}'s tokenizer {lacks}; leave append_eos out")
+    template = TemplateProcessing(
+        single=f"$A {eos}", pair=f"$A $B:1 {eos}:1", special_tokens=[(eos, tokenizer.eos_token_id)]
+    )
+    before = tokenizer.backend_tokenizer.post_processor
+    tokenizer.backend_tokenizer.post_processor = Processors([*([before] if before else []), template])
+
+
 class TextTokenizer:
     """A tokenizer with the encoder's length, for one thread at a time.
 

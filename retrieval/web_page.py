@@ -1,7 +1,7 @@
 """Web pages of one file, readable on a phone and in the dark, without scripts and without anything to load."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from html import escape
 
 _STYLE = """
@@ -64,6 +64,21 @@ def definitions(title: str, entries: Mapping[str, str]) -> str:
     """A list of names and what they are, under a heading."""
     items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in entries.items())
     return f"<h2>{escape(title)}</h2>\n<dl>{items}</dl>"
+
+
+def whisker(place: Callable[[float], float], ends: tuple[float, float] | None, middle: float) -> str:
+    """An interval as an SVG path: a line with a stop at each end; nothing where there is none.
+
+    Args:
+        place: From a value to its x.
+        ends: The interval.
+        middle: The y of the line.
+    """
+    if ends is None:
+        return ""
+    low, high = map(place, ends)
+    stops = "".join(f"M{end:.1f} {middle - 4}v8" for end in (low, high))
+    return f'<path class="whisker" fill="none" d="M{low:.1f} {middle}H{high:.1f}{stops}"/>'
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:

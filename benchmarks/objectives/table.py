@@ -5,8 +5,9 @@ read twice, half as many texts are in a batch. The base is a small one that know
 of all-MiniLM-L6-v2, trained on masked words (`base.py`). (A base from random numbers tells nothing: fine-tuned so
 shortly, it finds .05 after no pretraining and after masked words alike.) Pretraining reads the documents of all
 collections together; fine-tuning is contrastive, on pairs made of the same documents, the same ones for all; what is
-measured is nDCG@10 of exact search, on the queries of each collection, with 95% bootstrap intervals over queries. Runs
-are kept as they end, and the command goes on where it was. On 2 cores a run takes about four minutes:
+measured is nDCG@10 of exact search over the documents' first 96 tokens, on the queries of each collection, with 95%
+bootstrap intervals over queries. Runs are kept as they end, and the command goes on where it was. On 2 cores a run
+takes about four minutes:
 
     python -m benchmarks.objectives.table FOLDER-OF-THE-BASE --seeds 3
 
@@ -60,8 +61,6 @@ TRIED = {
     "mlm + bowdpr + spans": Tried({"encoder_mlm": 1.0, "bag_of_words_cls": 0.5, "span_contrast": 0.1}, 2),
     "dupmae + crops": Tried({"encoder_mlm": 1.0, "decoder_mlm": 1.0, "bag_of_words": 0.1, "crop_contrast": 0.2}, 1.55),
 }
-LENGTH = 160
-"""Tokens that are read of a document when it is measured."""
 OUT = Path(__file__).with_suffix(".json")
 
 
@@ -108,7 +107,7 @@ def train(name: str, corpus: Path, folder: Path, seed: int, options: argparse.Na
 
 def measure(model: str, folders: dict[str, Path], place: Path) -> dict[str, list[float]]:
     """nDCG@10 of every query, by collection."""
-    encoder, found = Encoder.load(model, dtype="bfloat16", max_length=LENGTH), {}
+    encoder, found = Encoder.load(model, dtype="bfloat16"), {}
     for name, folder in folders.items():
         testset = load_dataset(folder)
         store = encoder.encode_corpus(testset.documents(), place / f"{name}.vectors")

@@ -22,7 +22,7 @@ def report_on(
 ):
     testset = TestSet(name, None, split, {"q": "a?"}, {"q": {"d1": 1}}, Profile(drop), fingerprint, "c" * 64)
     run = {"q": make_ranking(["d1", "d2"], [1, 2], place="q")}
-    return evaluate_run(run, testset, name=system, measures=measures, made_by=made_by)
+    return evaluate_run(run, testset, name=system, measures=measures, made_by=made_by, k=10)
 
 
 def test_every_cell_has_a_value_a_source_and_a_convention():

@@ -20,7 +20,7 @@ from evaluation.inspection import look_closer
 from evaluation.kept_runs import keep_run, kept_run, run_key
 from evaluation.leakage import find_leaks, training_texts
 from evaluation.lineup import System, measure_systems, parse_system
-from evaluation.runs import make_ranking, write_run
+from evaluation.runs import make_ranking, read_run, write_run
 from evaluation.testsets import load_dataset
 from indexes.errors import InputError
 from retrieval.cli import build_app
@@ -160,8 +160,17 @@ def test_published_figures_stand_beside_and_are_not_tested(sets, tmp_path, monke
         ("again", "green", 0.653),
     ]
     assert list(measured.reports[0].systems) == ["one"]
-    with pytest.raises(InputError, match="no published figure of 'BERT' for red, green; there are RetroMAE"):
+    assert measure_systems([systems[0], "anchor:retro"], testsets).published == measured.published[:2]
+    with pytest.raises(InputError, match="no published figure of 'bert' for red, green; there are RetroMAE"):
         measure_systems([systems[0], "anchor:BERT"], testsets)
+    others = [types.SimpleNamespace(**{**vars(anchor), "system": name}) for name in ("BM25 flat", "RetroMAE-2")]
+    fake.anchors_for = lambda name: [anchor, *others]
+    assert len(measure_systems([systems[0], "anchor:retromae"], testsets).published) == 2  # a whole name comes first
+    said = "2 published systems begin with 'retro' for red, green; there are RetroMAE, RetroMAE-2"
+    with pytest.raises(InputError, match=said):
+        measure_systems([systems[0], "anchor:retro"], testsets)
+    with pytest.raises(InputError, match="no published figure of 'bm-25' for red, green; there are BM25 flat, "):
+        measure_systems([systems[0], "anchor:bm-25"], testsets)
 
 
 @pytest.mark.parametrize(
@@ -177,11 +186,50 @@ def test_published_figures_stand_beside_and_are_not_tested(sets, tmp_path, monke
         (["runs/mine.trec"], {}, "runs/mine.trec: no such run file"),
         (["bm25"], {"mode": ["dense"]}, "no system here can be searched by dense; leave the mode out"),
         (["bm25"], {"trained_on": ["nothing.jsonl"]}, "nothing.jsonl: no such file or folder"),
+        (["bm25"], {"overwrite": True}, "--overwrite replaces an --output, and none is given"),
+        (["bm25+rerank:cross@0"], {}, "'bm25\\+rerank:cross@0' reranks 0 hits; expected"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(sets, tmp_path, systems, options, message):
     with pytest.raises(InputError, match=message):
         compare_systems(systems, [str(sets[0])], cache=tmp_path, **options)
+
+
+def test_a_baseline_that_no_system_can_be_is_refused_before_the_work(sets, models, tmp_path, monkeypatch):
+    monkeypatch.setattr(lineup, "open_system", lambda *given, **options: pytest.fail("worked"))
+    systems = ["bm25", f"tuned={models[0]}", str(models[1]), f"hybrid:{models[1]}+rerank:cross@5"]
+    said = r"no system is called 'bm 25', the baseline; there are bm25, tuned, model, hybrid:model\+rerank:cross@5"
+    with pytest.raises(InputError, match=said):
+        compare_systems(systems, [str(sets[0])], cache=tmp_path, baseline="bm 25")
+
+
+def test_pairs_are_no_collection_to_compare_on(tmp_path):
+    with pytest.raises(InputError, match=r"sts:pairs\.jsonl is a set of pairs, not a test collection; measure it by"):
+        compare_systems(["bm25"], ["sts:pairs.jsonl"], cache=tmp_path)
+    with pytest.raises(InputError, match="no test collection is named; expected a BEIR folder or trec:"):
+        compare_systems(["bm25"], [""], cache=tmp_path)
+
+
+def test_runs_of_other_depth_are_cut_or_said(sets, tmp_path):
+    testsets = write_runs(tmp_path, sets[:1], {"deep": 0.2, "flat": 0.4})
+    flat = read_run(tmp_path / "flat" / "red.trec")
+    write_run({query: make_ranking(*one._replace(ids=one.ids[:5], scores=one.scores[:5]), place="x") for query, one in
+               flat.items()}, tmp_path / "flat" / "red.trec")  # fmt: skip
+    systems = [f"deep={tmp_path}/deep/{{dataset}}.trec", f"flat={tmp_path}/flat/{{dataset}}.trec"]
+    (report,) = measure_systems(systems, testsets, measures=["nDCG@10", "MAP"], k=30).reports
+    assert "a query of run 'deep' has up to 40 hits; the first 30 are read." in report.notices
+    assert "no query of run 'flat' has more than 5 hits: nDCG@10 can count no others." in report.notices
+    assert report.notices[-1] == "MAP reads all hits of a query, which are at most 30 of 'deep', 5 of 'flat'."
+    assert {len(one.ids) for one in report.systems["deep"].run.values()} == {30}
+    (report,) = measure_systems(systems, testsets, measures=["P@5"], k=40).reports
+    assert not any("hits" in notice for notice in report.notices)
+
+
+def test_json_that_the_output_holds_anyway_is_written_once(sets, tmp_path):
+    write_runs(tmp_path, sets[:1], {"one": 0.2})
+    options = {"output": tmp_path / "out.html", "json": tmp_path / "out.json", "samples": 100}
+    compare_systems([f"one={tmp_path}/one/{{dataset}}.trec"], [str(sets[0])], **options)
+    assert json.loads((tmp_path / "out.json").read_text())["best"] == "one"
 
 
 def test_a_dataset_twice_and_an_output_that_is_there_are_refused_before_the_work(sets, tmp_path, monkeypatch):

@@ -16,10 +16,12 @@ from evaluation.comparison import Published, compare, hole
 from evaluation.comparison_charts import Interval, Point, differences_chart, front, intervals_chart, pareto_chart
 from evaluation.comparison_page import as_html
 from evaluation.comparison_report import as_csv, as_json, as_markdown, files_of, per_query_csv, write_comparison
-from evaluation.comparison_text import headline, p_text, verdicts
+from evaluation.comparison_text import headline, p_text, verdicts, weakest
 from evaluation.costs import Cost
 from evaluation.inspection import look_closer
 from evaluation.measures import means
+from evaluation.page import as_html as report_html
+from evaluation.presentation import headline as report_headline
 from evaluation.runs import make_ranking
 from evaluation.significance import holm, paired
 from evaluation.slices import groups, lexical_overlap
@@ -249,6 +251,31 @@ class Page(HTMLParser):
         self.tags.append(tag)
 
 
+def test_a_set_of_one_query_has_no_interval_and_says_so(tmp_path):
+    sets = [load_dataset(make_collection(tmp_path / str(count), queries=count, seed=count)) for count in (1, 12)]
+    comparison = compare([make_report(one, {"bm25": 0.2, "new": 0.5}) for one in sets], samples=100)
+    assert comparison.notices[-1] == (
+        "1: one query says nothing about others; its value has no interval, nor has the mean over sets."
+    )
+    assert comparison.means["1"]["new"].interval is comparison.suite["new"].interval is None
+    assert comparison.means["12"]["new"].interval is not None
+    document = as_json(comparison)
+    assert document["systems"]["new"]["mean_over_sets"]["interval"] is None
+    assert [(one["low"] is None, one["dataset"]) for one in document["tests"]] == [
+        (True, "1"),
+        (False, "12"),
+        (True, None),
+    ]
+    assert "no interval" in document["headline"]
+    assert weakest(comparison).endswith("Of 1 this cannot be said: differences there have no spread.")
+    for text in (as_html(comparison), as_markdown(comparison), as_csv(comparison)):
+        assert "nan" not in text.lower().replace("nanosecond", "")
+    assert "no interval" in as_html(comparison)
+    alone = make_report(sets[0], {"new": 0.5})
+    assert "(one query: there is no interval)" in report_headline(alone)
+    assert 'whisker" fill' not in report_html(alone)
+
+
 def test_the_page_is_well_formed_self_contained_and_complete(comparison):
     text = as_html(comparison)
     page = Page(text)
@@ -367,7 +394,9 @@ def test_charts_of_the_least_and_the_most():
         text = differences_chart("all", values)
         assert len(text) < 20_000
         assert Page(text).open == []
-    assert "nan" not in intervals_chart("none", [Interval("a", 0.0, 0.0, 0.0, "unclear")])
+    assert "nan" not in intervals_chart("none", [Interval("a", 0.0, (0.0, 0.0), "unclear")])
+    one = intervals_chart("one query", [Interval("a", 0.3, None, "unclear")])
+    assert ("whisker" in one, "+0.300" in one) == (False, True)
     points = [Point("cheap", 1, 0.2), Point("dear", 100, 0.5), Point("worse", 120, 0.4), Point("same", 1, 0.1)]
     assert [one.name for one in front(points)] == ["cheap", "dear"]
     assert Page(pareto_chart("all", "ms", points)).tags.count("circle") == 4

@@ -83,8 +83,12 @@ def test_files_that_are_no_run_are_refused(tmp_path):
     with pytest.raises(InputError, match="holds no hits"):
         read_run(tmp_path / "empty")
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match="not readable as text"):
+    with pytest.raises(InputError, match="binary, line 1: not readable as text"):
         read_run(tmp_path / "binary")
+    lines = [f"q{row} Q0 d 1 0.5 tag".encode() for row in range(5000)]  # more than a decoder takes at once
+    (tmp_path / "late").write_bytes(b"\n".join([*lines[:4321], b"\xff" * 3, *lines[4321:]]))
+    with pytest.raises(InputError, match="late, line 4322: not readable as text"):
+        read_run(tmp_path / "late")
     (tmp_path / "cut.gz").write_bytes(gzip.compress(b"q Q0 d 1 0.5 tag\n")[:-9])
     with pytest.raises(InputError, match="not readable as text"):
         read_run(tmp_path / "cut.gz")

@@ -129,7 +129,7 @@ def test_the_least_cases_end(first, second, counts):
 
 def test_a_constant_difference_is_certain():
     found = paired(np.zeros(30), np.full(30, 0.25), samples=999)
-    assert found[:4] == (30, 0.25, 0.25, 0.25)
+    assert found[:3] == (30, 0.25, (0.25, 0.25))
     assert (found.p_randomisation, found.p_t, found.detectable) == (1 / 1000, 0.0, None)
 
 
@@ -139,7 +139,7 @@ def test_paired_says_second_minus_first():
     second = np.clip(first + rng.normal(0.05, 0.1, 200), 0, 1)
     found, back = paired(first, second, samples=500), paired(second, first, samples=500)
     assert found.difference == pytest.approx((second - first).mean()) == -back.difference
-    assert found.low < found.difference < found.high
+    assert found.interval[0] < found.difference < found.interval[1]
     assert (found.wins, found.losses) == (back.losses, back.wins)
     assert found.deviation == pytest.approx(np.std(second - first, ddof=1))
     assert isinstance(found, Paired)
@@ -169,18 +169,25 @@ def test_benjamini_hochberg_is_scipys(p_values):
 def test_the_interval_of_a_mean_over_sets():
     rng = np.random.default_rng(5)
     sets = {"small": rng.normal(0.2, 0.1, 30), "large": rng.normal(0.8, 0.3, 1000), "third": rng.normal(0.5, 0.2, 100)}
-    mean, low, high = suite_interval(sets, samples=8000)
+    mean, (low, high) = suite_interval(sets, samples=8000)
     assert mean == pytest.approx(np.mean([values.mean() for values in sets.values()]))
     error = np.sqrt(sum(values.var() / len(values) for values in sets.values())) / 3
     assert high - mean == pytest.approx(1.96 * error, rel=0.06)
     assert mean - low == pytest.approx(1.96 * error, rel=0.06)
-    assert suite_interval({"one": sets["large"]}) == pytest.approx(
-        (sets["large"].mean(), *bootstrap_interval(sets["large"])), abs=1e-12
-    )
-    wide = suite_interval(sets, over_sets=True, samples=8000)
+    alone, interval = suite_interval({"one": sets["large"]})
+    assert (alone, *interval) == pytest.approx((sets["large"].mean(), *bootstrap_interval(sets["large"])), abs=1e-12)
+    _, wide = suite_interval(sets, over_sets=True, samples=8000)
     spread = np.std([values.mean() for values in sets.values()]) / np.sqrt(3)
-    assert (wide[2] - wide[1]) / 2 == pytest.approx(1.96 * np.hypot(spread, error), rel=0.2)
-    assert wide[2] - wide[1] > 3 * (high - low)
+    assert (wide[1] - wide[0]) / 2 == pytest.approx(1.96 * np.hypot(spread, error), rel=0.2)
+    assert wide[1] - wide[0] > 3 * (high - low)
+
+
+def test_one_query_has_no_interval_and_neither_has_a_mean_over_it():
+    assert bootstrap_interval([0.4]) is None
+    assert suite_interval({"many": [0.1, 0.2, 0.6], "one": [0.5]}) == (pytest.approx(0.4), None)
+    assert paired([0.1], [0.4], samples=100).interval is None
+    found = paired_suite({"many": [0.1, 0.2], "one": [0.5]}, {"many": [0.2, 0.3], "one": [0.5]}, samples=100)
+    assert (found.difference, found.interval) == (pytest.approx(0.05), None)
 
 
 def test_a_suite_counts_every_set_the_same():

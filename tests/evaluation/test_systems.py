@@ -93,9 +93,10 @@ def test_missing_and_foreign_queries_of_a_run_are_said(testset):
     hit = make_ranking(["d1"], [1.0], place="test")
     report = evaluate_run({"q1": hit, "q9": hit}, testset, name="mine", measures=["MRR@10"])
     assert report.main.metrics == {"MRR@10": 0.5}
-    assert report.notices[-2:] == (
+    assert report.notices[-3:] == (
         "1 of 2 queries are missing in run 'mine'; they count 0.",
         "1 queries of run 'mine' have no judgements; they were left out.",
+        "no query of run 'mine' has more than 1 hit: MRR@10 can count no others.",
     )
     with pytest.raises(InputError, match=r"run 'run' has no query of toy \(test\): its ids are like 'q9'"):
         evaluate_run({"q9": hit}, testset)

@@ -121,7 +121,7 @@ def test_a_foreign_folder_is_refused_at_once(base, corpus, tmp_path):
 def test_a_folder_that_happens_to_have_the_working_folders_name_is_left_alone(base, corpus, tmp_path):
     (tmp_path / "model.partial").mkdir()
     (tmp_path / "model.partial" / "thesis.txt").write_text("years of work")
-    with pytest.raises(InputError, match=r"model.partial holds thesis.txt and belongs to no training run"):
+    with pytest.raises(InputError, match=r"model.partial holds thesis.txt and belongs to no run"):
         pretrain(corpus, tmp_path / "model", base=base, **OPTIONS)
     assert (tmp_path / "model.partial" / "thesis.txt").exists()
 
