@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from retrieval.encoder import Encoder
     from retrieval.encoding import encode_corpus
     from retrieval.examples import Candidate, Example, read_examples, write_examples
+    from retrieval.finetuning import finetune
     from retrieval.greedy import greedy_soup
     from retrieval.lexical_retriever import LexicalRetriever, build_lexical
     from retrieval.mining import MineResult, mine
@@ -50,6 +51,7 @@ __all__ = [
     "build_index",
     "build_lexical",
     "encode_corpus",
+    "finetune",
     "greedy_soup",
     "interpolate",
     "make_soup",
@@ -83,6 +85,7 @@ _HOMES = {
     "build_index": "building",
     "build_lexical": "lexical_retriever",
     "encode_corpus": "encoding",
+    "finetune": "finetuning",
     "greedy_soup": "greedy",
     "interpolate": "soup",
     "make_soup": "soup",

@@ -63,6 +63,13 @@ def finetune(
         list[str] | None, typer.Option(help="Before its texts: NAME:query=TEXT or NAME:document=TEXT; repeat.")
     ] = None,
     pooling: Annotated[str | None, typer.Option(help="cls, mean, max or lasttoken, if the model does not say.")] = None,
+    attention: Annotated[
+        str | None, typer.Option(help="Of a decoder language model: bidirectional or causal, to change it.")
+    ] = None,
+    append_eos: Annotated[
+        bool | None,
+        typer.Option("--append-eos/--no-append-eos", help="End of text, where the tokenizer disagrees."),
+    ] = None,
     epochs: Annotated[float, typer.Option(help="How often all examples are gone through.")] = 1.0,
     steps: Annotated[int | None, typer.Option(help="Training steps, in the place of epochs.")] = None,
     batch_size: Annotated[int, typer.Option(help="Examples a batch on each device.")] = 32,
@@ -90,16 +97,14 @@ def finetune(
 
     Killed? The same command goes on from the newest checkpoint. Under torchrun several processes share each batch.
     """
-    from retrieval import examples
     from retrieval.documents import read_documents
+    from retrieval.examples import read_examples
     from retrieval.finetuning import finetune as run
 
     documents = {one.id: one for one in read_documents(corpus)} if corpus else None
     sources = [_source(one) for one in pairs]
     found = [
-        example
-        for name, path in sources
-        for example in examples.read_examples(path, documents, dataset=name, on_note=note)
+        example for name, path in sources for example in read_examples(path, documents, dataset=name, on_note=note)
     ]
     with progress("Fine-tuning", "steps") as on_progress:
         result = run(
@@ -130,6 +135,8 @@ def finetune(
             dataset_alpha=dataset_alpha,
             prompts=_prompts(dataset_prompt or []),
             pooling=pooling,
+            attention=attention,
+            append_eos=append_eos,
             epochs=epochs,
             steps=steps,
             batch_size=batch_size,

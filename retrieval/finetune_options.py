@@ -17,7 +17,7 @@ BY_TEACHER = {"margin-mse", "kl"}
 EXTRA = ("qq", "dd")
 _INFONCE_ONLY = {"focal": 0.0, "mix": 0, "extra_negatives": (), "false_negative_margin": None}
 _BI_ENCODERS_ONLY = {"mix": 0, "extra_negatives": ()}
-_DENSE_ONLY = {"matryoshka": (), "pooling": None}
+_DENSE_ONLY = {"matryoshka": (), "pooling": None, "attention": None, "append_eos": None}
 _SPARSE_ONLY = {"query_flops": None, "document_flops": None, "flops_steps": None}
 
 
@@ -48,6 +48,8 @@ class FinetuneConfig:
         dataset_alpha: 1: in proportion to sizes; 0: all alike.
         prompts: Of each data set what goes before its `query` and its `document`, where it is not the model's own.
         pooling: `cls`, `mean`, `max` or `lasttoken`, where the folder of a dense encoder does not say.
+        attention: `bidirectional` or `causal`, to change it, of a decoder language model; the folder keeps it.
+        append_eos: Whether an end-of-text token is appended, where the folder and its tokenizer disagree.
         epochs: How often all examples are gone through.
         steps: Optimizer steps, in the place of epochs.
         batch_size: Examples whose documents are each other's negatives, on each device.
@@ -86,6 +88,8 @@ class FinetuneConfig:
     dataset_alpha: float = 1.0
     prompts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     pooling: str | None = None
+    attention: str | None = None
+    append_eos: bool | None = None
     epochs: float = 1.0
     steps: int | None = None
     batch_size: int = 32

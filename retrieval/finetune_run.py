@@ -189,7 +189,9 @@ def load_model(config: FinetuneConfig, steps: int) -> tuple[Any, FinetuneConfig]
             flops_steps=config.flops_steps or max(1, steps // 3),
         )
         return BiEncoder(load_sparse(config.encoder), config, unit=False), config
-    encoder, unit = load_dense(config.encoder, config.pooling)
+    encoder, unit = load_dense(
+        config.encoder, pooling=config.pooling, attention=config.attention, append_eos=config.append_eos
+    )
     config = _heated(config, 0.05 if unit else 1.0)
     dim = encoder.get_embedding_dimension()
     for wanted in config.matryoshka_dims:

@@ -5,35 +5,24 @@ from typing import Any
 
 from indexes.errors import InputError
 from indexes.manifest import read_json
-from retrieval.loading import load_module, load_whole, quiet
-from retrieval.model_folder import read_model_folder, resolve
+from retrieval.loading import load_sentence_transformer, load_whole, quiet
+from retrieval.model_folder import resolve
 
 _UNLIMITED = 1_000_000
 
 
-def load_dense(name: str, pooling: str | None = None) -> tuple[Any, bool]:
-    """A SentenceTransformer, and whether its vectors are of unit length.
+def load_dense(
+    name: str, *, pooling: str | None = None, attention: str | None = None, append_eos: bool | None = None
+) -> tuple[Any, bool]:
+    """A SentenceTransformer, and whether its vectors are of unit length; options as those of `Encoder.load`.
 
     Raises:
         InputError: No such model, one that retrokit cannot encode with, or one that does not say how it pools.
     """
-    import torch
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+    from sentence_transformers.sentence_transformer.modules import Normalize
 
-    folder = resolve(name)
-    settings = read_model_folder(folder, pooling=pooling)
-    load_module(name, settings, None, "float32")  # refuses what lacks weights
-    options = {"model_kwargs": {"dtype": torch.float32}}
-    with quiet():
-        if (folder / "modules.json").is_file():
-            model = SentenceTransformer(str(folder), prompts=settings.prompts, device="cpu", **options)
-        else:
-            transformer = Transformer(str(folder), max_seq_length=settings.max_length, **options)
-            size = transformer.get_embedding_dimension()
-            modules = [transformer, Pooling(size, pooling_mode=settings.pooling), Normalize()]
-            model = SentenceTransformer(modules=modules, device="cpu")
-    return model, settings.normalize
+    model = load_sentence_transformer(name, pooling=pooling, attention=attention, append_eos=append_eos)
+    return model, isinstance(model[-1], Normalize)
 
 
 def load_sparse(name: str) -> Any:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from indexes.errors import InputError
 from retrieval.encoder import Encoder
 from retrieval.example_rows import BatchOrder, ExampleRows, dataset_shares
-from retrieval.examples import Candidate, Example
+from retrieval.examples import Candidate, Example, write_examples
 from retrieval.finetune_options import FinetuneConfig
 from retrieval.finetuning import check_examples, finetune
 from retrieval.held_out import hold_out, make_ranking, ndcg_at_10, spearman
@@ -338,15 +338,12 @@ def test_the_card_says_what_was_done(tmp_path, model_folder):
 
 
 @pytest.mark.parametrize("named", [False, True])
-def test_the_command(tmp_path, model_folder, monkeypatch, named):
+def test_the_command(tmp_path, model_folder, named):
     from typer.testing import CliRunner
 
     from retrieval.cli import build_app
 
-    def read(path, documents=None, *, dataset="", on_note=None):
-        return iter(make_examples(dataset=dataset, scores=True))
-
-    monkeypatch.setattr("retrieval.examples.read_examples", read, raising=False)
+    write_examples(tmp_path / "pairs.jsonl", make_examples(scores=True))
     pairs = f"words={tmp_path / 'pairs.jsonl'}" if named else str(tmp_path / "pairs.jsonl")
     name = "words" if named else "pairs"
     options = [
