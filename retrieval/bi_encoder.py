@@ -88,7 +88,7 @@ class BiEncoder(nn.Module):
         lists = CandidateLists.join([CandidateLists.of_batch(dict(one)) for one in inputs]).of_all_processes()
         vectors = {name: gathered_rows(torch.cat([part[name] for part in parts])) for name in parts[0]}
         mixing = self._draw(lists, generator)
-        dims: dict[int | None, float] = {**self.settings.matryoshka_dims} or {None: 1.0}
+        dims: dict[int | None, float] = dict(self.settings.matryoshka_dims.items()) or {None: 1.0}
         found = {}
         for name in self.settings.losses:
             term = getattr(self, f"_{name.replace('-', '_')}")
