@@ -88,6 +88,9 @@ def finetune(
         bool, typer.Option("--gradient-checkpointing", help="Less memory in more time.")
     ] = False,
     held_out: Annotated[int, typer.Option(help="Queries held back to choose the checkpoint by.")] = 200,
+    held_out_texts: Annotated[
+        int, typer.Option(help="Texts in their answers' way, of --corpus or a BEIR folder, or else other positives.")
+    ] = 1000,
     checks: Annotated[int, typer.Option(help="How often they are ranked.")] = 4,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     overwrite: Overwrite = False,
@@ -106,11 +109,16 @@ def finetune(
     found = [
         example for name, path in sources for example in read_examples(path, documents, dataset=name, on_note=note)
     ]
+    places = [place for place in (path.parent / path.name.partition("#")[0] for _, path in sources) if place.is_dir()]
+    texts = (one.content for place in ([] if documents else places) for one in read_documents(place))
+    if documents:
+        texts = (one.content for one in documents.values())
     with progress("Fine-tuning", "steps") as on_progress:
         result = run(
             found,
             output,
             overwrite=overwrite,
+            texts=texts,
             sources=[path for _, path in sources],
             on_progress=on_progress,
             on_note=note,
@@ -149,6 +157,7 @@ def finetune(
             precision=precision,
             gradient_checkpointing=gradient_checkpointing,
             held_out=held_out,
+            held_out_texts=held_out_texts,
             checks=checks,
             seed=seed,
         )

@@ -63,6 +63,8 @@ class FinetuneConfig:
         precision: `float32`, or `bfloat16` for mixed precision.
         gradient_checkpointing: Whether layers are computed again in the backward pass.
         held_out: Queries held back to choose the checkpoint by; at most a fifth of them.
+        held_out_texts: The most texts that stand in the way of their answers: of the corpus, if it is given, or else
+            positives of other examples.
         checks: How often they are ranked, the start not counted.
         seed: Of order, dropout, draws, and which queries are held back.
     """
@@ -102,6 +104,7 @@ class FinetuneConfig:
     precision: str = "float32"
     gradient_checkpointing: bool = False
     held_out: int = 200
+    held_out_texts: int = 1000
     checks: int = 4
     seed: int = 0
     losses: dict[str, float] = field(init=False, repr=False)
@@ -121,7 +124,7 @@ class FinetuneConfig:
 
     def _check_numbers(self) -> None:
         leasts: dict[str, float] = {"batch_size": 1, "accumulation": 1, "negatives": 0, "mix": 0, "checks": 1}
-        leasts |= {"held_out": 1, "focal": 0, "dataset_alpha": 0}
+        leasts |= {"held_out": 1, "held_out_texts": 0, "focal": 0, "dataset_alpha": 0}
         leasts |= dict.fromkeys(("mini_batch", "lora", "steps", "flops_steps"), 1) | {"max_length": 8}
         leasts |= dict.fromkeys(("warmup_steps", "query_flops", "document_flops"), 0)
         for name, least in leasts.items():

@@ -94,7 +94,7 @@ class Run:
         config: Of the run.
         steps: Optimizer steps.
         learned: What is learned from.
-        held: What is held out.
+        held: What is held out, and the texts that stand in its way.
         args: Of Trainer.
         note: Called with lines for a person.
 
@@ -107,11 +107,11 @@ class Run:
         config: FinetuneConfig,
         steps: int,
         learned: Sequence[Example],
-        held: Sequence[Example],
+        held: tuple[Sequence[Example], Sequence[str]],
         args: TrainingArguments,
         note: Callable[[str], None],
     ) -> None:
-        self.steps, self.learned, self.held, self.args, self.note = steps, learned, held, args, note
+        self.steps, self.learned, self.args, self.note = steps, learned, args, note
         sizes: dict[str, int] = {}
         for example in learned:
             sizes[example.dataset] = sizes.get(example.dataset, 0) + 1
@@ -127,7 +127,7 @@ class Run:
             freeze_pooler(self.model)
         if self.config.gradient_checkpointing:
             recompute_layers(self.model.encoder.transformers_model)
-        self.measure, self.measured = held_out_measure(self.model, learned, held, self.config)
+        self.measure, self.measured = held_out_measure(self.model, *held, self.config)
 
     def prepare(self, partial: Path) -> None:
         """Bring the working folder to where training can start: whole checkpoints only."""
@@ -211,11 +211,11 @@ def _heated(config: FinetuneConfig, temperature: float) -> FinetuneConfig:
 
 
 def held_out_measure(
-    model: Any, learned: Sequence[Example], held: Sequence[Example], config: FinetuneConfig
+    model: Any, held: Sequence[Example], others: Sequence[str], config: FinetuneConfig
 ) -> tuple[Callable[[], float], str]:
     """What is measured on held-out examples, and its name."""
     if RANKING & config.losses.keys():
-        ranking = make_ranking(held, learned, model.prompts, 2 * config.held_out)
+        ranking = make_ranking(held, others, model.prompts)
         if config.kind == "cross-encoder":
             return lambda: mean_ndcg_of_pairs(model, ranking), NDCG
         return lambda: mean_ndcg(model, ranking), NDCG

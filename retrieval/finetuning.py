@@ -10,12 +10,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from indexes.checksums import folder_digest
+from indexes.checksums import fingerprint, folder_digest
 from indexes.errors import InputError
 from indexes.manifest import read_json, refuse_existing
 from retrieval.examples import Candidate, Example
 from retrieval.finetune_options import BY_TEACHER, FinetuneConfig
-from retrieval.held_out import hold_out
+from retrieval.held_out import draw_texts, hold_out
 from retrieval.model_folder import resolve
 from retrieval.run_card import CARD, finished_card
 from retrieval.working import working_folder
@@ -48,6 +48,7 @@ def finetune(
     output: str | Path,
     *,
     overwrite: bool = False,
+    texts: Iterable[str] = (),
     sources: Sequence[str | Path] = (),
     on_progress: OnProgress | None = None,
     on_note: OnNote | None = None,
@@ -66,6 +67,8 @@ def finetune(
         examples: Such as `retrieval.examples.read_examples` gives; `dataset` says which ones share batches.
         output: The model folder to make.
         overwrite: Replace an existing folder, and discard working state of other options.
+        texts: Of the corpus, of which some stand in the way of the held-out queries' answers: the more, the better is
+            the choice of the checkpoint. (Only held-out examples' own candidates and other positives do, without.)
         sources: Where the examples came from: remembered, and never overwritten.
         on_progress: Called with the steps done and their total.
         on_note: Called with lines for a person.
@@ -82,7 +85,11 @@ def finetune(
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     per_step = config.batch_size * config.accumulation * processes
     steps = config.steps or max(1, math.ceil(config.epochs * len(learned) / per_step))
+    others = draw_texts(texts, config.held_out_texts, config.seed)
+    if not others:
+        others = draw_texts((one.positives[0].text for one in learned), config.held_out_texts, config.seed)
     card = _card(config, found, [str(one) for one in sources], steps, processes)
+    card["configuration"]["others"] = fingerprint(others)
     if finished := finished_card(target, card["configuration"], overwrite=overwrite):
         return FinetuneResult(target, True, finished)
     note(f"{len(learned):,} examples to learn from, {len(held):,} held out, {steps:,} steps")
@@ -90,7 +97,9 @@ def finetune(
     from retrieval.finetune_run import Run, arguments_of  # torch comes no earlier than bad input is refused
 
     args = arguments_of(config, target, steps)
-    run = Run(config, steps, learned, held, args, note)  # refuses a model that does not fit before anything is written
+    run = Run(
+        config, steps, learned, (held, others), args, note
+    )  # refuses a model that does not fit before anything is written
     with contextlib.ExitStack() as stack:
         with args.main_process_first(local=False):
             if args.should_save:

@@ -1,7 +1,8 @@
 """Examples that are held back from training, and how well a model does on them."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import heapq
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -60,8 +61,13 @@ def hold_out(examples: Sequence[Example], most: int, seed: int) -> tuple[list[Ex
     return learned, [example for example in examples if example.query in chosen]
 
 
-def make_ranking(held: Sequence[Example], others: Sequence[Example], prompts: Prompts, most: int) -> Ranking:
-    """What a model has to rank: all candidates of the held-out examples, and positives of others, at most so many."""
+def draw_texts(texts: Iterable[str], most: int, seed: int) -> list[str]:
+    """At most so many of some texts; which depends on the seed and the texts alone."""
+    return heapq.nsmallest(most, dict.fromkeys(texts), key=lambda text: _drawn(seed, text))
+
+
+def make_ranking(held: Sequence[Example], others: Sequence[str], prompts: Prompts) -> Ranking:
+    """What a model has to rank: all candidates of the held-out examples, and other texts."""
     number: dict[str, int] = {}
 
     def known(example: Example, text: str) -> int:
@@ -73,8 +79,8 @@ def make_ranking(held: Sequence[Example], others: Sequence[Example], prompts: Pr
         query = prompts(example.dataset)["query"] + example.query
         relevant.setdefault(query, []).extend(known(example, one.text) for one in example.positives)
         own.setdefault(query, []).extend(known(example, one.text) for one in example.negatives)
-    for example in others[:most]:
-        known(example, example.positives[0].text)
+    for text in others:
+        known(held[0], text)
     candidates = []
     for place, query in enumerate(relevant):
         more = [(place * _OTHERS + step) % len(number) for step in range(min(_OTHERS, len(number)))]
@@ -140,5 +146,5 @@ def spearman(scores: Tensor, wanted: Sequence[float]) -> float:
     return float(one @ other) / spread if spread else 0.0
 
 
-def _drawn(seed: int, query: str) -> bytes:
-    return hashlib.sha256(f"{seed}\0held out\0{query}".encode()).digest()
+def _drawn(seed: int, text: str) -> bytes:
+    return hashlib.sha256(f"{seed}\0held out\0{text}".encode()).digest()

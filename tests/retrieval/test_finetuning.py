@@ -10,16 +10,16 @@ import pytest
 import torch
 from fixtures import WORDS, make_model
 from kills import Killed, assert_same_weights, kill_at
-from labelled import ASKED, make_examples, make_pairs
+from labelled import ANSWERED, ASKED, make_examples, make_pairs
 from safetensors.torch import load_file
 
 from indexes.errors import InputError
 from retrieval.encoder import Encoder
-from retrieval.example_rows import BatchOrder, ExampleRows, dataset_shares
-from retrieval.examples import Candidate, Example, write_examples
+from retrieval.example_rows import drawn
+from retrieval.examples import write_examples
 from retrieval.finetune_options import FinetuneConfig
+from retrieval.finetune_run import load_model
 from retrieval.finetuning import check_examples, finetune
-from retrieval.held_out import hold_out, make_ranking, ndcg_at_10, spearman
 
 OPTIONS = dict(steps=4, batch_size=8, checks=2, held_out=12, max_length=24, learning_rate=1e-3)
 
@@ -78,8 +78,10 @@ def test_it_learns_and_the_best_checkpoint_is_what_comes_out(tmp_path, model_fol
 
 
 def test_a_finished_folder_is_known_again_and_others_are_refused(tmp_path, model_folder):
-    run(tmp_path / "out", model_folder)
+    result = run(tmp_path / "out", model_folder)
     assert run(tmp_path / "out", model_folder).already_complete
+    hard = run(tmp_path / "hard", model_folder, texts=[f"{one} {two} ." for one in ANSWERED for two in ANSWERED])
+    assert hard.card["checks"]["0"] < result.card["checks"]["0"]  # more stands in the way
     with pytest.raises(InputError, match=r"made otherwise \(focal: 0.5 ≠ 0.0\)"):
         run(tmp_path / "out", model_folder, focal=0.5)
     with pytest.raises(InputError, match="made otherwise .examples"):
@@ -169,79 +171,25 @@ def test_scores_of_pairs_and_translations(tmp_path, model_folder):
     assert moved > still
 
 
-def test_data_sets_have_batches_and_prompts_of_their_own(tmp_path, quiet_model):
-    """With a prompt that a data set's texts already had, the run is the same."""
-    plain = [*make_examples(24, dataset="plain"), *make_examples(24, dataset="told", seed=1)]
-    told = [one._replace(query=f"paper: {one.query}") if one.dataset == "told" else one for one in plain]
-    by_prompt = run(tmp_path / "prompt", quiet_model, plain, prompts={"told": {"query": "paper: "}}, held_out=6)
-    by_text = run(tmp_path / "text", quiet_model, told, held_out=6)
-    assert len({one.query for one in told}) == 48
-    assert by_prompt.card["checks"].keys() == by_text.card["checks"].keys()
-    with pytest.raises(InputError, match="no examples of data set 'other'"):
-        run(tmp_path / "bad", quiet_model, plain, prompts={"other": {"query": "x"}})
-
-
-def test_batches_are_of_one_data_set_and_hold_no_query_or_positive_twice():
-    examples = [*make_examples(40, dataset="a"), *make_examples(24, dataset="b", seed=1)]
-    shares = dataset_shares({"a": 40, "b": 24}, {"b": 2.0}, 1.0)
-    assert shares == pytest.approx({"a": 40 / 88, "b": 48 / 88})
-    assert dataset_shares({"a": 100, "b": 4}, {}, 0.5) == pytest.approx({"a": 10 / 12, "b": 2 / 12})
-    order = list(BatchOrder(examples, 4, 400, shares, seed=3))
-    assert order == list(BatchOrder(examples, 4, 400, shares, seed=3))
-    assert order != list(BatchOrder(examples, 4, 400, shares, seed=4))
-    names = []
-    for start in range(0, len(order), 4):
-        batch = [examples[address % 64] for address in order[start : start + 4]]
-        assert len({one.query for one in batch}) == len({one.positives[0].text for one in batch}) == 4
-        assert len({one.dataset for one in batch}) == 1
-        names.append(batch[0].dataset)
-    assert names.count("a") / 400 == pytest.approx(40 / 88, abs=0.08)
-    visits = [address for address in order if address % 64 < 40]
-    assert len(set(visits)) == len(visits)  # an example comes again only under the address of its next visit
-    counts = np.bincount([address % 64 for address in visits], minlength=40)
-    assert counts.max() - counts.min() <= 2
-
-
-def test_batches_that_cannot_be_distinct_are_filled_all_the_same():
-    same = [Example(f"q{row}", (Candidate("the one answer"),)) for row in range(6)]
-    order = list(BatchOrder(same, 4, 3, {"": 1.0}, seed=0))
-    assert len(order) == 12
-    with pytest.raises(InputError, match="6 queries to learn from; a batch needs 8: lower --batch-size"):
-        BatchOrder(same, 8, 3, {"": 1.0}, seed=0)
-
-
-def test_each_visit_draws_anew_and_the_same_again():
-    negatives = tuple(Candidate(str(number), None, float(number)) for number in range(9))
-    rows = [ExampleRows([Example("q", (Candidate("a"), Candidate("b")), negatives)], 3, seed=0) for _ in range(2)]
-    drawn = [rows[0][visit] for visit in range(30)]
-    assert [one.texts for one in drawn] == [rows[1][visit].texts for visit in range(30)]
-    assert {one.texts[0] for one in drawn} == {"a", "b"}
-    assert all(len(set(one.texts)) == 4 and one.known == ("a", "b") for one in drawn)
-    assert {text for one in drawn for text in one.texts[1:]} == set("012345678")
-    assert all(one.scores[place] == float(one.texts[place]) for one in drawn for place in (1, 2, 3))
-
-
-def test_held_out_queries_are_not_learned_from():
-    examples = make_examples() + make_examples(24)  # some queries twice
-    learned, held = hold_out(examples, 7, seed=1)
-    assert len({one.query for one in held}) == 7
-    assert not {one.query for one in held} & {one.query for one in learned}
-    assert len(learned) + len(held) == len(examples)
-    assert {one.query for one in hold_out(examples, 7, seed=2)[1]} != {one.query for one in held}
-    assert len({one.query for one in hold_out(examples, 500, seed=1)[1]}) == 11
-
-
-def test_measures():
-    assert ndcg_at_10(torch.tensor([0.1, 0.9, 0.5]), [1]) == 1.0
-    assert ndcg_at_10(torch.tensor([0.5, 0.5, 0.5]), [0]) == pytest.approx(1 / 2)  # ties count against it
-    assert ndcg_at_10(torch.arange(20.0), [0]) == 0.0
-    assert ndcg_at_10(torch.tensor([3.0, 2.0, 1.0]), [0, 2]) == pytest.approx(1.5 / (1 + 1 / np.log2(3)))
-    assert spearman(torch.tensor([1.0, 2.0, 4.0]), [0.0, 0.5, 0.6]) == pytest.approx(1.0)
-    assert spearman(torch.ones(3), [0.0, 0.5, 0.6]) == 0.0
-    ranking = make_ranking(make_examples(4), make_examples(), lambda _: {"query": "q: ", "document": ""}, 9)
-    assert ranking.queries[0].startswith("q: ")
-    assert len(ranking.texts) == len(set(ranking.texts)) == 8
-    assert all(set(wanted) <= set(rows) for wanted, rows in zip(ranking.relevant, ranking.candidates, strict=True))
+def test_data_sets_have_prompts_of_their_own(tmp_path, model_folder):
+    """Tokens are those of texts that have the prompt in them already; other data sets keep the model's."""
+    prompts = {"told": {"query": "paper ", "document": "music "}}
+    model, _ = load_model(FinetuneConfig(encoder=str(model_folder), prompts=prompts), 1)
+    plain, _ = load_model(FinetuneConfig(encoder=str(model_folder)), 1)
+    rows = [drawn(one, one.positives[0], one.negatives) for one in make_examples(4, dataset="told")]
+    rows += [drawn(one, one.positives[0], one.negatives) for one in make_examples(2, dataset="plain", seed=1)]
+    spelt = [
+        one._replace(query=f"paper {one.query}", texts=tuple(f"music {text}" for text in one.texts))
+        if one.dataset == "told"
+        else one
+        for one in rows
+    ]
+    found, wanted = model.collate(rows), plain.collate(spelt)
+    for name in ("queries", "documents"):
+        assert torch.equal(found[name]["input_ids"], wanted[name]["input_ids"])
+    assert torch.equal(found["keys"], plain.collate(rows)["keys"])  # texts are told apart without their prompts
+    with pytest.raises(InputError, match="no examples of data set 'told'"):
+        run(tmp_path / "bad", model_folder, prompts=prompts)
 
 
 @pytest.mark.parametrize(
