@@ -271,7 +271,7 @@ def _open_index(folder: Path, place: Place, sparse: str | None) -> Opened:
     made_by = {
         "index": folder.name,
         "index fingerprint": fingerprint(reader.manifest),
-        "encoder fingerprint": str(reader.made_by.get("fingerprint", "unknown")),
+        "encoder fingerprint": retriever.encoder.fingerprint,
         "index factory": reader.factory,
         **_words(retriever),
     }

@@ -53,7 +53,7 @@ def exact_index(
     from retrieval.analyzer import usual_analyzer
     from retrieval.building import build_index
 
-    folder = cache_folder(cache, corpus, encoder.fingerprint)
+    folder = cache_folder(cache, corpus, encoder.document_fingerprint)
     name = f"index-{usual_analyzer().name if sparse is None else sparse.fingerprint[:24]}"
 
     def encode(on_progress: OnProgress) -> VectorStore:

@@ -316,7 +316,14 @@ def _describe(path: Path, name: str, *, check: bool) -> dict[str, Any]:
     model = Encoder.load(name)
     card = resolve(name) / "retrokit.json"
     verified = {"files": _VERIFIED} if check else {}
-    return {"kind": "model", **model.made_by, **({"run card": read_json(card)} if card.is_file() else {}), **verified}
+    sides = {} if model.queries is None else {"queries": model.queries.made_by, "both": model.fingerprint}
+    return {
+        "kind": "model",
+        **model.made_by,
+        **sides,
+        **({"run card": read_json(card)} if card.is_file() else {}),
+        **verified,
+    }
 
 
 def is_kind(folder: Path, kind: str) -> bool:

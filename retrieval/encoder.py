@@ -60,13 +60,22 @@ class Encoder:
         fields: weights, architecture and tokenizer (as digests), pooling, prompts, max_length, normalize, dim, dtype;
             for int8 also the digest of the calibration texts; attention (if `bidirectional`), attention_temperature and
             append_eos where they are not what the model does by itself.
-        fingerprint: SHA-256 over `fields`.
+        queries: The encoder of queries, where a model folder has one for queries and one for documents
+            (sentence-transformers' Router); `fields` and all else here are of documents then. None: the same one.
+        document_fingerprint: SHA-256 over `fields`: what vectors and index folders are bound to.
+        fingerprint: That of both sides; for one model the same.
         backend: What runs it.
         truncated: How many texts so far were longer than max_length, so that their vectors read only their beginnings.
     """
 
     def __init__(
-        self, name: str, settings: ModelFolder, tokenizer: Any, backend: Backend, fields: Mapping[str, Any]
+        self,
+        name: str,
+        settings: ModelFolder,
+        tokenizer: Any,
+        backend: Backend,
+        fields: Mapping[str, Any],
+        queries: "Encoder | None" = None,
     ) -> None:
         self.name = name
         self.settings = settings
@@ -74,7 +83,11 @@ class Encoder:
         self.tokenizer = TextTokenizer(tokenizer, settings.max_length)
         self.fields = dict(fields)
         self.dim: int = self.fields["dim"]
-        self.fingerprint = fingerprint(self.fields)
+        self.queries = queries
+        self.document_fingerprint = self.fingerprint = fingerprint(self.fields)
+        if queries is not None:
+            both = {"document": self.document_fingerprint, "query": queries.document_fingerprint}
+            self.fingerprint = fingerprint(both)
         self.truncated = 0
 
     @classmethod
@@ -129,7 +142,7 @@ class Encoder:
             InputError: No such model, pooling unknown, a module that this encoder cannot run, or a value that the
                 model, backend or machine does not have.
         """
-        settings = read_model_folder(resolve(name), pooling=pooling)
+        settings = read_model_folder(resolve(name), pooling=pooling, two_sided=True)
         query_prompt = query_prompt_for(settings, query_prompt, task, instruction)
         asked: dict[str, Any] = {
             "attention": attention,
@@ -153,34 +166,18 @@ class Encoder:
         device = check_device(device or ("cpu" if backend == "openvino" else best_device()))
         if backend == "openvino" and device != "cpu":
             raise InputError(f"backend openvino computes on the cpu here; device is {device!r}: leave it out")
-        module, tokenizer, chosen = load_module(name, settings, dim, "float32" if dtype == "int8" else dtype, **asked)
-        fields = {
-            "weights": weights_digest(dict(module.state_dict())),
-            "architecture": architecture_digest(module.backbone.config),
-            "tokenizer": tokenizer_digest(tokenizer),
-            "pooling": settings.pooling,
-            "query_prompt": settings.query_prompt,
-            "document_prompt": settings.document_prompt,
-            "max_length": settings.max_length,
-            "normalize": settings.normalize,
-            "dim": module.dim,
-            "dtype": dtype,
-            **chosen,
-        }
         name = str(Path(name).resolve()) if Path(name).is_dir() else name  # found again from any working directory
-        if backend == "torch":
-            from retrieval.torch_backend import TorchBackend
-
-            return cls(name, settings, tokenizer, TorchBackend(module, device), fields)
-        from retrieval.openvino_backend import open_backend
-
-        ready, calibration = open_backend(module, TextTokenizer(tokenizer, settings.max_length), fields)
-        return cls(name, settings, tokenizer, ready, {**fields, **calibration})
+        make = functools.partial(_make, cls, name, dim=dim, dtype=dtype, backend=backend, device=device, asked=asked)
+        queries = None if settings.queries is None else make(settings.queries)
+        return make(settings, queries=queries)
 
     @property
     def made_by(self) -> dict[str, Any]:
-        """The flat record that vectors and index folders keep: `encoder` (its name), `fingerprint` and all fields."""
-        return {"encoder": self.name, "fingerprint": self.fingerprint, **self.fields}
+        """The flat record that vectors and index folders keep: `encoder` (its name), `fingerprint` and all fields.
+
+        Of the side of documents: an encoder whose queries alone are others than another's fits that one's vectors.
+        """
+        return {"encoder": self.name, "fingerprint": self.document_fingerprint, **self.fields}
 
     @property
     def options(self) -> dict[str, Any]:
@@ -189,6 +186,8 @@ class Encoder:
 
     def encode_queries(self, texts: Sequence[str], on_progress: "OnProgress | None" = None) -> NDArray[np.float32]:
         """Encode queries, each after the query prompt, to float32 (n, d); no texts give (0, d)."""
+        if self.queries is not None:
+            return self.queries.encode_queries(texts, on_progress)
         return self._encode(self.settings.query_prompt, texts, on_progress)
 
     def encode_documents(self, texts: Sequence[str], on_progress: "OnProgress | None" = None) -> NDArray[np.float32]:
@@ -294,6 +293,45 @@ class Encoder:
             if on_progress:
                 on_progress(done, count)
         return out
+
+
+def _make(
+    cls: type[Encoder],
+    name: str,
+    settings: ModelFolder,
+    *,
+    dim: int | None,
+    dtype: str,
+    backend: str,
+    device: str,
+    asked: Mapping[str, Any],
+    queries: Encoder | None = None,
+) -> Encoder:
+    """One side of an encoder, or the whole of it."""
+    module, tokenizer, chosen = load_module(name, settings, dim, "float32" if dtype == "int8" else dtype, **asked)
+    if queries is not None and queries.dim != module.dim:
+        raise InputError(f"{name} gives queries {queries.dim} numbers and documents {module.dim}; expected as many")
+    fields = {
+        "weights": weights_digest(dict(module.state_dict())),
+        "architecture": architecture_digest(module.backbone.config),
+        "tokenizer": tokenizer_digest(tokenizer),
+        "pooling": settings.pooling,
+        "query_prompt": settings.query_prompt,
+        "document_prompt": settings.document_prompt,
+        "max_length": settings.max_length,
+        "normalize": settings.normalize,
+        "dim": module.dim,
+        "dtype": dtype,
+        **chosen,
+    }
+    if backend == "torch":
+        from retrieval.torch_backend import TorchBackend
+
+        return cls(name, settings, tokenizer, TorchBackend(module, device), fields, queries)
+    from retrieval.openvino_backend import open_backend
+
+    ready, calibration = open_backend(module, TextTokenizer(tokenizer, settings.max_length), fields)
+    return cls(name, settings, tokenizer, ready, {**fields, **calibration}, queries)
 
 
 def load_options(made_by: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Model folders as sentence-transformers writes them: which modules, pooling, prompts and length they record."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ PACKAGED = "all-MiniLM-L6-v2"
 PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 ADAPTER = "adapter_config.json"
 POOLINGS = ("cls", "mean", "max", "lasttoken")
+_SIDES = ("query", "document")
 
 # Before version 5.4 sentence-transformers wrote one boolean for each way to pool.
 _OLD_POOLINGS = {
@@ -43,6 +44,8 @@ class ModelFolder:
     """All prompts by their names."""
     declares_eos: bool = False
     """Whether the tokenizer's settings ask for an end-of-text token after each text."""
+    queries: "ModelFolder | None" = None
+    """The model that encodes queries, where it is another one than that of documents, which all else here is of."""
 
     @property
     def prompts(self) -> dict[str, str]:
@@ -71,16 +74,19 @@ def resolve(name: str) -> Path:
     return _download(name if "/" in name else f"sentence-transformers/{name}", name)
 
 
-def read_model_folder(folder: Path, *, pooling: str | None = None) -> ModelFolder:
+def read_model_folder(folder: Path, *, pooling: str | None = None, two_sided: bool = False) -> ModelFolder:
     """Read how texts become vectors; nothing is guessed.
 
     Args:
         folder: A sentence-transformers folder, or a plain transformers one together with `pooling`; the vectors of a
             plain one are scaled to unit length.
         pooling: How to pool, where the folder does not say.
+        two_sided: Whether queries may have a model of their own (`queries`), as sentence-transformers' Router with the
+            routes `query` and `document`.
 
     Raises:
-        InputError: The folder is no model, its pooling is unknown, or it holds a module that is not supported.
+        InputError: The folder is no model, its pooling is unknown, it holds a module that is not supported, or it has
+            two sides where one is expected.
     """
     if pooling is not None and pooling not in POOLINGS:
         raise InputError(f"pooling is {pooling!r}; expected one of {', '.join(POOLINGS)}")
@@ -94,7 +100,29 @@ def read_model_folder(folder: Path, *, pooling: str | None = None) -> ModelFolde
                 f"{folder} does not record its pooling (no modules.json): encode it with --pooling cls or mean"
             )
         return ModelFolder(folder, pooling, _max_length(folder, {}), normalize=True, declares_eos=_declares_eos(folder))
-    modules = [(_kind(entry), folder / entry["path"]) for entry in read_json(folder / "modules.json")]
+    prompts = _prompts(folder)
+    modules = [(_kind(entry["type"]), folder / entry["path"]) for entry in read_json(folder / "modules.json")]
+    if [kind for kind, _ in modules] != ["Router"]:
+        return _read_modules(folder, modules, pooling, prompts)
+    if not two_sided:
+        raise InputError(f"{folder} has a model for queries and one for documents; expected one for both")
+    routes = _routes(modules[0][1])
+    queries = _read_modules(folder, routes["query"], None, prompts)
+    return replace(_read_modules(folder, routes["document"], pooling, prompts), queries=queries)
+
+
+def _routes(folder: Path) -> dict[str, list[tuple[str, Path]]]:
+    """The modules of both sides of a Router."""
+    config = read_json(folder / "router_config.json")
+    structure, types = config.get("structure", {}), config.get("types", {})
+    if sorted(structure) != sorted(_SIDES):
+        raise InputError(f"{folder} routes {', '.join(structure) or 'nothing'}; expected {' and '.join(_SIDES)}")
+    return {side: [(_kind(types[name]), folder / name) for name in structure[side]] for side in _SIDES}
+
+
+def _read_modules(
+    folder: Path, modules: Sequence[tuple[str, Path]], pooling: str | None, prompts: Mapping[str, str]
+) -> ModelFolder:
     kinds = [kind for kind, _ in modules]
     supported = kinds[:2] == ["Transformer", "Pooling"] and set(kinds[2:]) <= {"Dense", "Normalize"}
     if not supported or "Normalize" in kinds[2:-1]:
@@ -104,7 +132,6 @@ def read_model_folder(folder: Path, *, pooling: str | None = None) -> ModelFolde
     recorded = _pooling(modules[1][1])
     if pooling not in (None, recorded):
         raise InputError(f"{folder} records pooling {recorded!r}, not {pooling!r}; leave --pooling out")
-    prompts = _prompts(folder)
     return ModelFolder(
         backbone=modules[0][1],
         pooling=recorded,
@@ -139,11 +166,15 @@ def changed(
         "query_prompt": query_prompt,
         "document_prompt": document_prompt,
     }
-    return replace(settings, **{name: value for name, value in asked.items() if value is not None})
+    given = {name: value for name, value in asked.items() if value is not None}
+    if settings.queries is not None:
+        length = None if max_length is None else min(max_length, settings.queries.max_length)
+        given["queries"] = changed(settings.queries, **{**asked, "max_length": length})
+    return replace(settings, **given)
 
 
-def _kind(entry: Mapping[str, Any]) -> str:
-    return str(entry["type"]).rpartition(".")[2]
+def _kind(type_name: str) -> str:
+    return str(type_name).rpartition(".")[2]
 
 
 def _pooling(folder: Path) -> str:
