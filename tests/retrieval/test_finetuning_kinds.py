@@ -10,6 +10,7 @@ from kills import Killed, assert_same_weights, kill_at
 from labelled import ANSWERED, ASKED, make_examples, make_pairs
 
 from indexes.errors import InputError
+from retrieval.encoder import Encoder
 from retrieval.finetuning import finetune
 from retrieval.reranker import Reranker
 from retrieval.sparse import SparseEncoder
@@ -128,3 +129,21 @@ def test_models_of_another_kind_are_refused(tmp_path, model_folder):
     with pytest.raises(InputError, match="loss 'opl' is none of kind cross-encoder"):
         run(tmp_path / "out", labels, loss="opl")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_decoder_learns_by_adapters_with_attention_both_ways(tmp_path, model_folder):
+    from sentence_transformers import SentenceTransformer
+    from transformers import AutoTokenizer, Qwen3Config, Qwen3Model
+
+    sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, head_dim=8)
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    torch.manual_seed(0)
+    config = Qwen3Config(vocab_size=len(tokenizer), num_key_value_heads=2, pad_token_id=0, **sizes)
+    Qwen3Model(config).save_pretrained(tmp_path / "decoder")
+    tokenizer.save_pretrained(tmp_path / "decoder")
+    more = {"pooling": "mean", "attention": "bidirectional", "lora": 4, "learning_rate": 1e-2, "mini_batch": 4}
+    run(tmp_path / "out", tmp_path / "decoder", "dense", loss="infonce", steps=6, **more)
+    found = Encoder.load(str(tmp_path / "out"))
+    assert (found.fields["attention"], found.fields["pooling"]) == ("bidirectional", "mean")
+    plain = SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    np.testing.assert_allclose(found.encode_queries(ASKED), plain.encode(ASKED), atol=1e-5)
