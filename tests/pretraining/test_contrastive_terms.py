@@ -198,7 +198,7 @@ def test_words_that_nothing_attends_to_are_refused(folder, tmp_path):
     with pytest.raises(InputError, match="none of 2 texts has a word of letters that is no stop word"):
         folder([{}, {}], "other")
     assert not (tmp_path / "other").exists()
-    with pytest.raises(InputError, match="expected a attended-words folder"):
+    with pytest.raises(InputError, match="expected an attended-words folder"):
         ContrastiveTerms(tmp_path / "nowhere")
 
 

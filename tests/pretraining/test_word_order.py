@@ -182,7 +182,7 @@ def test_sets_of_attended_words_are_those_of_the_window(longer, long_corpus, tok
     config = PretrainConfig(base=longer, max_length=20, objective="prop", word_sets="bprop", word_temperature=0.3)
     base = load_base(str(longer), config.parsed, config.masks, pooling=None, seed=0)
     write_tokens(read_documents(long_corpus), tokenizer, tmp_path / "t", max_length=20, extras=config.extras)
-    with pytest.raises(InputError, match="expected a attended-words folder"):
+    with pytest.raises(InputError, match="expected an attended-words folder"):
         open_windows(tmp_path / "t", config, tokenizer)
     prepare_word_sets(tmp_path / "t", config, base, lambda _: None)
     data, terms = open_windows(tmp_path / "t", config, tokenizer), ContrastiveTerms(tmp_path / "attended-words")

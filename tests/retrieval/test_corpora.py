@@ -269,14 +269,14 @@ def test_damaged_and_missing_files(tmp_path):
     with pytest.raises(InputError, match=r"c.parquet: not readable"):
         _ = read_documents(tmp_path / "c.parquet").total
     for name, content, message in (
-        ("cut.jsonl.zst", zstd(LINES)[:-9], "after line 0: not readable as text .*Truncated"),
-        ("second.jsonl.zst", zstd(LINES) + zstd(LINES)[:-9], "after line .: not readable as text .*Truncated"),
-        ("not.jsonl.zst", b"plain text, not zstd", "after line 0: not readable as text .*ZSTD"),
-        ("cut.jsonl.gz", gzip.compress(LINES)[:-9], "after line .: not readable as text"),
-        ("not.jsonl.gz", b"plain text, not gzip", "after line 0: not readable as text .*gzip"),
+        ("cut.jsonl.zst", zstd(LINES)[:-9], ": not readable as text .*Truncated"),
+        ("second.jsonl.zst", zstd(LINES) + zstd(LINES)[:-9], ", after line .: not readable as text .*Truncated"),
+        ("not.jsonl.zst", b"plain text, not zstd", ": not readable as text .*ZSTD"),
+        ("cut.jsonl.gz", gzip.compress(LINES)[:-9], ", after line .: not readable as text"),
+        ("not.jsonl.gz", b"plain text, not gzip", ": not readable as text .*gzip"),
     ):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(InputError, match=rf"{name}, {message}") as caught:
+        with pytest.raises(InputError, match=rf"{name}{message}") as caught:
             list(read_documents(tmp_path / name))
         assert "expected JSON lines" in str(caught.value)
     corpus = read_documents(tmp_path / "cut.jsonl.gz")
