@@ -18,7 +18,10 @@ BLOCKS = [
     for kind, block in re.findall(r"^```(python|console)\n(.*?)^```", text, flags=re.M | re.S)
 ]
 LONG = {
+    "Decoder language models as encoders",
     "Sentence pairs, MTEB, published figures",
+    "Blend models",
+    "Fine-tune with labels",
     "Queries of words that stand out, and of pages that link",
     "Mix and clean what is learned from",
     "Mask some words only, decode other fields",

@@ -39,6 +39,7 @@ def ragged():
     return [one._replace(negatives=one.negatives[: row % 4]) for row, one in enumerate(whole)]
 
 
+@pytest.mark.slow  # 10 to 25 seconds: processes of their own
 def test_the_number_of_processes_changes_nothing(tmp_path):
     """All kinds of models and losses, a batch in parts, and a run that was killed."""
     made = {"dense": make_model, "cross-encoder": make_cross_encoder, "sparse": make_sparse, "aligned": make_model}

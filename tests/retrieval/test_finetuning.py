@@ -262,6 +262,7 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path, model_folder):
         run(tmp_path / "out", broken)
 
 
+@pytest.mark.slow  # 4 seconds
 def test_mixed_precision_layers_computed_again_and_plain_folders(tmp_path, model_folder):
     plain = model_folder.parent / f"{model_folder.name}-plain"
     with pytest.raises(InputError, match="does not record its pooling"):

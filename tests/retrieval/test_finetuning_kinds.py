@@ -56,6 +56,7 @@ def test_a_cross_encoder_learns_and_loads_as_a_reranker(tmp_path, classifier, lo
     assert reranker.fingerprint != Reranker.load(str(classifier)).fingerprint
 
 
+@pytest.mark.slow  # 5 seconds, as the next ones so marked
 def test_a_killed_cross_encoder_ends_like_one_left_alone(tmp_path, classifier):
     more = {"loss": "infonce=1,binary=0.5", "focal": 0.5, "false_negative_margin": 1.0, "mini_batch": 4}
     run(tmp_path / "alone", classifier, **more)
@@ -65,7 +66,7 @@ def test_a_killed_cross_encoder_ends_like_one_left_alone(tmp_path, classifier):
     assert_same_weights(tmp_path / "alone", tmp_path / "killed")
 
 
-@pytest.mark.parametrize("lora", [None, 2])
+@pytest.mark.parametrize("lora", [None, pytest.param(2, marks=pytest.mark.slow)])
 def test_an_encoder_becomes_a_cross_encoder(tmp_path, model_folder, lora):
     """Its new last layer is the same again, learns with adapters too, and comes out merged."""
     for name in ("one", "two"):
@@ -95,6 +96,7 @@ def test_splade_learns_and_loads_as_a_sparse_encoder(tmp_path, splade):
     assert [len(one) for one in found] == [int((row > 0).sum()) for row in weights]
 
 
+@pytest.mark.slow
 def test_flops_make_texts_sparser(tmp_path, splade):
     """Under a heavy regularisation, queries and documents keep less weight, each by its own."""
     sums = {}
@@ -107,6 +109,7 @@ def test_flops_make_texts_sparser(tmp_path, splade):
     assert sums["documents"][1] < sums["documents"][0]
 
 
+@pytest.mark.slow
 def test_a_killed_splade_ends_like_one_left_alone(tmp_path, splade):
     base = splade.parent / f"{splade.name}-mlm"  # a masked-language model as it is
     more = {"loss": "kl=1,infonce=0.1", "mix": 1, "mini_batch": 4, "lora": 2}
