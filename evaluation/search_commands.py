@@ -102,7 +102,7 @@ def _encoder_of(store: "VectorStore", name: str | None) -> "Encoder":
     from retrieval.retriever import encoder_by_record
 
     encoder = encoder_by_record(store.made_by, store.folder, name)
-    if encoder.fingerprint != store.made_by["fingerprint"]:
+    if encoder.document_fingerprint != store.made_by["fingerprint"]:
         raise InputError(
             f"{store.folder} was made by another encoder than {encoder.name} (vectors ≠ encoder: "
             f"{differences(store.made_by, encoder.made_by)}); ask with the encoder that made them, or encode again"

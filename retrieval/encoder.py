@@ -129,6 +129,7 @@ class Encoder:
                 `Instruct: …`, for decoders that were trained so (E5-mistral, Qwen3-Embedding).
             attention: `bidirectional`: tokens of a decoder see those after them too (LLM2Vec, KaLM), for models that
                 were trained so and whose folder does not say it; `causal` only confirms. None: as the folder says.
+                Of two sides, this and `append_eos` are of documents; queries are read as the folder says.
             attention_temperature: Below 1, attention over long texts is sharper (TempScale): 0.8, say. See
                 `retrieval.attention.set_temperature`.
             append_eos: Whether an end-of-text token follows each text whose tokenizer does not append one, as decoders
@@ -167,9 +168,11 @@ class Encoder:
         if backend == "openvino" and device != "cpu":
             raise InputError(f"backend openvino computes on the cpu here; device is {device!r}: leave it out")
         name = str(Path(name).resolve()) if Path(name).is_dir() else name  # found again from any working directory
-        make = functools.partial(_make, cls, name, dim=dim, dtype=dtype, backend=backend, device=device, asked=asked)
-        queries = None if settings.queries is None else make(settings.queries)
-        return make(settings, queries=queries)
+        make = functools.partial(_make, cls, name, dim=dim, dtype=dtype, backend=backend, device=device)
+        queries = None
+        if settings.queries is not None:
+            queries = make(settings.queries, asked={"attention_temperature": attention_temperature})
+        return make(settings, asked=asked, queries=queries)
 
     @property
     def made_by(self) -> dict[str, Any]:
@@ -187,7 +190,10 @@ class Encoder:
     def encode_queries(self, texts: Sequence[str], on_progress: "OnProgress | None" = None) -> NDArray[np.float32]:
         """Encode queries, each after the query prompt, to float32 (n, d); no texts give (0, d)."""
         if self.queries is not None:
-            return self.queries.encode_queries(texts, on_progress)
+            before = self.queries.truncated
+            vectors = self.queries.encode_queries(texts, on_progress)
+            self.truncated += self.queries.truncated - before
+            return vectors
         return self._encode(self.settings.query_prompt, texts, on_progress)
 
     def encode_documents(self, texts: Sequence[str], on_progress: "OnProgress | None" = None) -> NDArray[np.float32]:

@@ -29,9 +29,9 @@ class ExampleLines:
         self._counts = counts
 
     def read(self, path: Path) -> Iterator[list[Line]]:
-        """What is said of each query, given where it comes last; memory holds the queries that come again.
+        """What is said of each query, given where it comes last; memory holds what is said of those that come again.
 
-        The file is gone through twice: to see which those are, and to read it.
+        The file is gone through twice: to see which those are, by a digest of each query, and to read it.
 
         Raises:
             InputError: A line is malformed, with file and line.
@@ -71,7 +71,7 @@ class ExampleLines:
             last[key] = number
         if repeated and kind != "judgements":  # of judgements there are several a query
             self._counts["queries came again and were merged"] = len(repeated)
-        return kind, last, repeated
+        return kind, {key: last[key] for key in repeated}, repeated
 
     def _example(self, record: Mapping[str, Any], place: str) -> Example:
         positives, negatives = (_several(record, name, place) for name in ("positive", "negative"))
@@ -139,6 +139,21 @@ class ExampleLines:
                 "the text or the id out"
             )
         return Candidate(text, name, score) if text.strip() else None
+
+
+def refuse_sentences(path: Path) -> None:
+    """Refuse pairs of sentences with scores, where examples with positives are needed.
+
+    Raises:
+        InputError: The first line of the file is such a pair.
+    """
+    for number, record in read_lines(path):
+        if _kind(record, f"{path}, line {number}") == "sentences":
+            raise InputError(
+                f"{path}: pairs of sentences with scores, of which none is said to be a positive; expected lines of "
+                "query and positive: leave the pairs of low scores out, and name the fields so"
+            )
+        break
 
 
 def _kind(record: Mapping[str, Any], place: str) -> str:

@@ -1,5 +1,6 @@
 """Greedy soups: models join a mean one after another, as long as held-out queries do not suffer."""
 
+import contextlib
 import math
 import shutil
 from collections.abc import Callable, Sequence
@@ -59,9 +60,10 @@ def greedy_soup(
     fingerprints = [one.fingerprint() for one in ingredients]
     configuration = {"method": "greedy", "measure": measure, "models": fingerprints}
     finished = finished_soup(target, configuration, overwrite=overwrite)
-    if finished:
-        return SoupResult(target, True, finished)
     partial = target.with_name(f"{target.name}.partial")
+    if finished:
+        _sweep(partial, configuration)
+        return SoupResult(target, True, finished)
     partial.mkdir(parents=True, exist_ok=True)
     with sole_writer(partial):
         kept = _kept(partial, configuration, overwrite=overwrite)
@@ -121,6 +123,16 @@ def _choose(count: int, scores: _Scores) -> list[int]:
         if scores.of([*chosen, number]) >= scores.of(chosen):
             chosen.append(number)
     return sorted(chosen)
+
+
+def _sweep(partial: Path, configuration: dict[str, Any]) -> None:
+    """Remove what a call of this configuration left, that was killed after publishing; another's stays."""
+    scores = partial / _SCORES
+    if scores.is_file() and not differences(configuration, read_json(scores)["configuration"]):
+        with contextlib.suppress(InputError):  # somebody is at work in it
+            with sole_writer(partial):
+                pass
+            shutil.rmtree(partial)
 
 
 def _kept(partial: Path, configuration: dict[str, Any], *, overwrite: bool) -> dict[str, float]:

@@ -34,6 +34,11 @@ _VOLATILE = (
 )
 """Settings that do not decide what the model computes; those of dropout do not either."""
 _BY_DEFAULT = {"position_embedding_type": "absolute"}
+_OTHER_SETTINGS = {
+    "config_sentence_transformers.json": ("prompts", "default_prompt_name", "activation_fn"),
+    "sentence_bert_config.json": ("max_seq_length",),
+    "tokenizer_config.json": ("model_max_length",),
+}
 _TEXT_PARTS = ("normalizer", "pre_tokenizer", "post_processor", "added_tokens", "model")
 
 
@@ -98,6 +103,8 @@ class Ingredient:
         modules = [{"type": "Transformer", "path": ""}] if plain else read_json(self.folder / "modules.json")
         kinds = [str(module["type"]).rpartition(".")[2] for module in modules]
         self.places = [str(module["path"]) for module in modules]
+        if "Router" in kinds:
+            raise InputError(f"{self.folder} has a model for queries and one for documents; a soup needs one for both")
         for place in self.places:
             self._refuse_other_weights(place)
         self.parts = {place: StoredTensors(self.folder / place) for place in self.places if self._has_weights(place)}
@@ -155,12 +162,24 @@ class Ingredient:
             settings = read_model_folder(self.folder)
             prompts = {f"prompt {name!r}": text for name, text in settings.tasks.items() if text}
             found = {"pooling": settings.pooling, "max_length": settings.max_length, **prompts}
+        else:
+            found = self._other_settings()
         for place, kind in zip(self.places, kinds, strict=True):
             path = self.folder / place / "config.json"
             if kind in ("Pooling", "Normalize") or not path.is_file():
                 continue
             config = _config(self.folder / place) if "model_type" in (raw := read_json(path)) else raw
             found |= {f"{place or 'model'}.{name}": value for name, value in config.items() if _decides(name)}
+        return found
+
+    def _other_settings(self) -> dict[str, Any]:
+        """What cross-encoders and sparse encoders keep beside their configuration: lengths, prompts, activations."""
+        found: dict[str, Any] = {}
+        for file, names in _OTHER_SETTINGS.items():
+            for folder in dict.fromkeys([self.folder, self.folder / self.places[0]]):
+                path = folder / file
+                record = read_json(path) if path.is_file() else {}
+                found |= {f"{file}: {name}": record[name] for name in names if record.get(name)}
         return found
 
     def _other_text(self, other: "Ingredient") -> str:

@@ -52,6 +52,9 @@ def judged_queries(
 ) -> Iterator[list[Line]]:
     """What is judged of each query, in the order of the judgements; a score above 0 is a positive's.
 
+    Queries of one text are one query: what answers one of them is no negative of another. A document that is judged
+    under several of their ids has its highest score.
+
     Args:
         folder: `queries.jsonl`, `corpus.jsonl` and `qrels/SPLIT.tsv`, plain, gzip or zstd.
         split: None: `train`.
@@ -67,12 +70,17 @@ def judged_queries(
     if documents is None:
         wanted = {one.document for name in queries for one in judged[name]}
         documents = {one.id: one for one in read_documents(folder) if one.id in wanted}
+    alike: dict[str, list[str]] = {}
     for name, some in judged.items():
-        if name not in queries:
+        if name in queries:
+            alike.setdefault(queries[name], []).append(name)
+        else:
             counts["judgements are of queries that the queries file lacks and were left out"] += len(some)
-            continue
+    for query, names in alike.items():
+        if len(names) > 1:
+            counts["queries have a text that came before and were merged with it"] += len(names) - 1
         lines = []
-        for place, document, score in some:
+        for place, document, score in _highest([one for name in names for one in judged[name]], several=len(names) > 1):
             content = documents[document].content if document in documents else None
             if content is None:
                 counts["judgements are of documents that the corpus lacks and were left out"] += 1
@@ -81,8 +89,19 @@ def judged_queries(
             else:
                 one = (Candidate(content, document, score),)
                 positives, negatives = (one, ()) if score > 0 else ((), one)
-                lines.append(Line(place, Example(queries[name], positives, negatives, dataset)))
-        yield lines or [Line("", Example(queries[name], (), (), dataset))]
+                lines.append(Line(place, Example(query, positives, negatives, dataset)))
+        yield lines or [Line("", Example(query, (), (), dataset))]
+
+
+def _highest(judged: list[_Judgement], *, several: bool) -> list[_Judgement]:
+    """Of each document the judgement with the highest score, where queries of several ids are one."""
+    if not several:
+        return judged  # where one query judges a document twice, differently, that is refused later
+    best: dict[str, _Judgement] = {}
+    for one in judged:
+        if one.document not in best or one.score > best[one.document].score:
+            best[one.document] = one
+    return list(best.values())
 
 
 def _judgements(path: Path) -> dict[str, list[_Judgement]]:

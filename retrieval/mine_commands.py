@@ -142,7 +142,7 @@ def _open(
         return Retriever.open(folder, encoder, sparse=sparse, device=device, **fusing)
     index = Index.open(folder, device=device)
     weighted = isinstance(index.reader.analyzer, dict)
-    loads = (lambda: sparse_encoder_of(index, sparse, device)) if weighted else None
+    loads = (lambda: sparse_encoder_of(index, sparse, device)) if weighted or sparse is not None else None
     return Retriever(index, encoder_of(index, encoder, device), sparse=loads, **fusing)
 
 

@@ -19,6 +19,7 @@ from indexes.reader import Reader
 from retrieval.batches import ahead
 from retrieval.cache import cache_home
 from retrieval.documents import corpus_fingerprint, read_documents
+from retrieval.example_lines import refuse_sentences
 from retrieval.examples import Candidate, Example, OnNote, examples_digest, read_examples
 from retrieval.lines import whole_file
 from retrieval.mined_blocks import FUSED, Block, Found, Miner
@@ -27,7 +28,7 @@ from retrieval.reranker import Reranker
 from retrieval.retriever import Retriever
 from retrieval.row_scores import refuse_ranks
 from retrieval.stored_documents import CorpusTexts, IndexTexts, StoredDocuments, keep_texts
-from retrieval.working import partial_folder, working_folder
+from retrieval.working import sweep, working_folder
 
 if TYPE_CHECKING:
     from retrieval.console import OnProgress
@@ -41,8 +42,9 @@ class MineResult(NamedTuple):
 
     output: Path
     report: dict[str, Any]
-    """`examples`, `positives`, `negatives` mined, `given` ones that the examples came with, `missing` to the number
-    that was asked for and `short`, the examples that miss any; `hits`, and why how many of them were `left_out`."""
+    """`examples`, `positives`, of which some may be `absent` from the index, `negatives` mined, `given` ones that the
+    examples came with, `missing` to the number that was asked for and `short`, the examples that miss any; `hits`, and
+    why how many of them were `left_out`."""
     already_complete: bool
     resumed_from: int
     """How many blocks an earlier run had made."""
@@ -106,9 +108,12 @@ def mine(
     if card is not None:
         return MineResult(output, card["report"], already_complete=True, resumed_from=0)
     with working_folder(output, {"configuration": configuration}, overwrite=overwrite) as partial:
-        texts = _texts(reader, corpus, partial / _CORPUS)
-        rows = _Rows(reader)
-        total = _survey(pairs, rows, texts, (config, teacher), on_note)
+        texts, rows = _texts(reader, corpus, partial / _CORPUS), _Rows(reader)
+        try:
+            total, absent = _survey(pairs, rows, texts, (config, teacher), on_note)
+        except InputError:
+            shutil.rmtree(partial / _CORPUS, ignore_errors=True)  # nothing of it is left to stand in the way
+            raise
         miner = Miner(retriever, reader, texts, config, teacher, _cache(cache, configuration))
         counts: Counter[str] = Counter()
         resumed = 0
@@ -120,7 +125,7 @@ def mine(
                 counts.update(of_block if found is None else _mined(miner, block, found, partial))
         if on_progress:
             on_progress(total, total)
-        report = _report(counts)
+        report = _report(counts | Counter(absent=absent))
         _publish(partial, output, -(-total // config.block), {"configuration": configuration, "report": report})
     return MineResult(output, report, already_complete=False, resumed_from=resumed)
 
@@ -133,12 +138,15 @@ def card_file(output: Path) -> Path:
 def _refuse_input(output: Path, pairs: str | Path) -> None:
     if output.resolve() == Path(pairs).resolve():
         raise InputError(f"--output {output} is the input; choose another --output")
+    if Path(pairs).is_file():
+        refuse_sentences(Path(pairs))
     if output.is_dir() or output.suffix.lower() in (".gz", ".zst"):
         raise InputError(f"--output {output} cannot be a file of plain JSON lines; give a name such as mined.jsonl")
 
 
 def _check(retriever: Retriever, reader: Reader, config: MineConfig, teacher: Reranker | str | None) -> None:
     """Refuse what this index cannot do, before any work."""
+    reader.check_encoder(retriever.encoder.made_by, retriever.encoder.name)
     if config.mode not in retriever.modes:
         raise InputError(f"{reader.folder} cannot be searched by {config.mode!r}; it has {', '.join(retriever.modes)}")
     if not len(reader):
@@ -199,8 +207,7 @@ def _finished(output: Path, configuration: Mapping[str, Any], *, overwrite: bool
     found = differences(configuration, card["configuration"])
     same = card["sha256"] == file_digest(output)
     if same and not found:
-        if partial_folder(output).is_dir():  # a kill came between publishing and sweeping up
-            shutil.rmtree(partial_folder(output))
+        sweep(output, configuration)
         return card
     if not overwrite:
         what = f"was mined otherwise ({found})" if found else "was changed since it was mined"
@@ -242,6 +249,10 @@ class _Rows:
             for one, row in zip(candidates, rows, strict=True)
         ]
 
+    def knows(self, digest: bytes) -> bool:
+        """Whether a document with a text of this digest was found."""
+        return digest in self._by_text
+
     def learn(self, wanted: set[bytes], texts: StoredDocuments) -> None:
         """Find the documents of some texts, by their digests: the first of each."""
         live = self._reader.live
@@ -264,8 +275,8 @@ def _survey(
     texts: StoredDocuments,
     how: tuple[MineConfig, Reranker | str | None],
     on_note: OnNote | None,
-) -> int:
-    """Read all examples once, find those of their documents that have no id, and count the examples.
+) -> tuple[int, int]:
+    """Read all examples once, find those of their documents that have no id; counts examples, and absent positives.
 
     Raises:
         InputError: An example is malformed, or has a document that is not in the index, and whose score is needed.
@@ -273,10 +284,18 @@ def _survey(
     config, teacher = how
     total = 0
     wanted: set[bytes] = set()
+    positives: Counter[bytes] = Counter()
     for block in _blocks(pairs, rows, texts, config.block, on_note):
         total += len(block.examples)
         wanted.update(_digest(one.text) for one, _ in _absent(block, given=True))
+        positives.update(_digest(one.text) for one, _ in _absent(block, given=False))
     rows.learn(set(wanted), texts)
+    absent = sum(count for digest, count in positives.items() if not rows.knows(digest))
+    if absent and on_note:
+        on_note(
+            f"{absent:,} positives are no documents of {texts.folder}, by id or text: a document that says the same in "
+            "other words may become a negative"
+        )
     of_positives = config.positive_aware and config.mode != "dense"
     if wanted and (teacher == FUSED or of_positives):
         mode = "fused" if teacher == FUSED else config.mode
@@ -287,7 +306,7 @@ def _survey(
                     f"{texts.folder}, and has no {mode} score to compare with; add it, or mine by the mode dense "
                     "without the teacher fused"
                 )
-    return total
+    return total, absent
 
 
 def _absent(block: Block, *, given: bool) -> Iterator[tuple[Candidate, str]]:
@@ -346,7 +365,7 @@ def _part(partial: Path, number: int) -> Path:
 
 
 def _report(counts: Mapping[str, int]) -> dict[str, Any]:
-    names = ("examples", "positives", "given", "negatives", "missing", "short", "hits")
+    names = ("examples", "positives", "absent", "given", "negatives", "missing", "short", "hits")
     left_out = {name: count for name in REASONS if (count := counts.get(f"left out: {name}", 0))}
     return {**{name: counts.get(name, 0) for name in names}, "left_out": left_out}
 

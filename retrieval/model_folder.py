@@ -167,10 +167,13 @@ def changed(
         "document_prompt": document_prompt,
     }
     given = {name: value for name, value in asked.items() if value is not None}
-    if settings.queries is not None:
-        length = None if max_length is None else min(max_length, settings.queries.max_length)
-        given["queries"] = changed(settings.queries, **{**asked, "max_length": length})
-    return replace(settings, **given)
+    if settings.queries is None:
+        return replace(settings, **given)
+    # A record holds all that the side of documents is; what that side is by itself, nobody asked for.
+    other = {name: value for name, value in given.items() if value != getattr(settings, name)}
+    if "max_length" in other:
+        other["max_length"] = min(other["max_length"], settings.queries.max_length)
+    return replace(settings, **given, queries=changed(settings.queries, **other))
 
 
 def _kind(type_name: str) -> str:

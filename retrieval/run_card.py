@@ -1,6 +1,5 @@
 """The run card of a model that was trained here, and whether a folder is what a configuration makes."""
 
-import shutil
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 from indexes.checksums import verify
 from indexes.errors import InputError
 from indexes.manifest import differences, open_manifest, read_json, refuse_existing
-from retrieval.working import RUN, partial_folder
+from retrieval.working import sweep
 
 CARD = "retrokit.json"
 """The run card in a finished model folder; its `configuration` is what must be equal for two runs to be the same."""
@@ -41,7 +40,5 @@ def finished_card(target: Path, configuration: Mapping[str, Any], *, overwrite: 
     if found:
         raise InputError(f"{target} was made otherwise ({found}); choose another --output or pass --overwrite")
     verify(target, open_manifest(target, KIND))
-    # A process killed between publishing the folder and sweeping up leaves its working state behind.
-    if (partial_folder(target) / RUN).is_file():
-        shutil.rmtree(partial_folder(target))
+    sweep(target, configuration)
     return card

@@ -45,6 +45,17 @@ def working_folder(target: Path, card: Mapping[str, Any], *, overwrite: bool) ->
     shutil.rmtree(partial)
 
 
+def sweep(target: Path, configuration: Mapping[str, Any]) -> None:
+    """Remove what a run of this configuration left, that was killed after publishing; another run's stays."""
+    partial = partial_folder(target)
+    if not (partial / RUN).is_file() or differences(configuration, read_json(partial / RUN)["configuration"]):
+        return
+    with contextlib.suppress(InputError):  # somebody is at work in it
+        with sole_writer(partial):
+            pass
+        shutil.rmtree(partial)
+
+
 def _open(partial: Path, card: Mapping[str, Any], *, overwrite: bool) -> None:
     there = [path for path in partial.iterdir() if path.name != LOCK]
     if not (partial / RUN).is_file() and there:

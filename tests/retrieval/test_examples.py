@@ -241,6 +241,19 @@ def test_a_beir_folder_holds_judgements(folder):
     assert [one.positives[0].text for one in read_examples(folder, other)] == ["another text"]
 
 
+def test_queries_of_one_text_are_one_query(folder):
+    """What answers one of them is no negative of the other."""
+    queries = [{"_id": f"q{number}", "text": "the same question"} for number in range(3)]
+    (folder / "queries.jsonl.gz").unlink()
+    (folder / "queries.jsonl").write_text("".join(json.dumps(one) + "\n" for one in queries))
+    (folder / "qrels" / "train.tsv").write_text("q0\ta\t1\nq1\tb\t1\nq2\ta\t2\nq1\tc\t0\n")
+    notes = []
+    (found,) = read_examples(folder, on_note=notes.append)
+    assert found.positives == (ALPHA._replace(score=2.0), BETA._replace(score=1.0))
+    assert found.negatives == (GAMMA._replace(score=0.0),)
+    assert "2 queries have a text that came before" in "\n".join(notes)
+
+
 def test_only_judged_documents_are_kept(folder, monkeypatch):
     held = []
 

@@ -553,3 +553,41 @@ def test_the_command(tmp_path, place, pairs, retriever, model_folder):
         make_cross_encoder(cross)
     said = run("--teacher", cross, "--mode", "lexical", "--sample", "random", "--seed", 3, "--overwrite", "--ids-only")
     assert "13 examples" in said
+
+
+def test_positives_that_the_index_lacks_are_counted_and_said(retriever, tmp_path):
+    one, other = Example("a question", (Candidate("no document at all"),)), Example("more", (Candidate(TEXTS[6]),))
+    write_examples(tmp_path / "pairs.jsonl", [one, other])
+    notes = []
+    options = {"mode": "dense", "cache": tmp_path / "cache", "on_note": notes.append}
+    done = mine(tmp_path / "pairs.jsonl", retriever, tmp_path / "out.jsonl", **options)
+    assert done.report["absent"] == 1
+    assert any(line.startswith("1 positives are no documents of") for line in notes)
+
+
+def test_pairs_of_sentences_are_no_examples_to_mine_for(retriever, tmp_path):
+    path = tmp_path / "sts.jsonl"
+    path.write_text(json.dumps({"sentence1": "one", "sentence2": "two", "score": 4.0}) + "\n")
+    with pytest.raises(InputError, match="pairs of sentences with scores, of which none is said to be a positive"):
+        mine(path, retriever, tmp_path / "out.jsonl", cache=tmp_path / "cache")
+
+
+def test_a_finished_file_does_not_sweep_away_another_run(retriever, pairs, tmp_path):
+    options = {"cache": tmp_path / "cache", "block": 5}
+    mine(pairs, retriever, tmp_path / "out.jsonl", **options)
+    with pytest.raises(Killed):
+        mine(pairs, retriever, tmp_path / "out.jsonl", negatives=2, overwrite=True, on_progress=kill_at(5), **options)
+    left = sorted(path.name for path in (tmp_path / "out.jsonl.partial").iterdir())
+    assert mine(pairs, retriever, tmp_path / "out.jsonl", **options).already_complete
+    assert sorted(path.name for path in (tmp_path / "out.jsonl.partial").iterdir()) == left
+    assert mine(pairs, retriever, tmp_path / "out.jsonl", negatives=2, overwrite=True, **options).resumed_from == 1
+
+
+def test_a_bad_file_leaves_nothing_in_the_way(retriever, pairs, tmp_path):
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("".join(json.dumps({"_id": one.id, "text": one.text}) + "\n" for one in DOCUMENTS))
+    (tmp_path / "bad.jsonl").write_text(json.dumps({"query": "x", "positive": {"id": "nowhere"}}) + "\n")
+    options = {"cache": tmp_path / "cache", "corpus": str(corpus)}
+    with pytest.raises(InputError, match="document 'nowhere' is not in the corpus"):
+        mine(tmp_path / "bad.jsonl", retriever, tmp_path / "out.jsonl", **options)
+    assert mine(pairs, retriever, tmp_path / "out.jsonl", **options).report["examples"] == len(EXAMPLES)

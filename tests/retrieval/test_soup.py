@@ -275,6 +275,24 @@ def test_models_of_another_kind_are_refused_by_their_first_difference(tmp_path, 
     )
 
 
+def test_settings_beside_the_weights_of_other_kinds_must_be_equal(tmp_path):
+    cross, sparse = make_cross_encoder(tmp_path / "cross"), make_sparse(tmp_path / "sparse")
+    cases = [
+        (cross, "config_sentence_transformers.json", {"prompts": {"query": "ask "}}, "prompts: None ≠"),
+        (cross, "tokenizer_config.json", {"model_max_length": 16}, "model_max_length: "),
+        (sparse, "config_sentence_transformers.json", {"prompts": {"query": "river "}}, "prompts"),
+    ]
+    for number, (model, file, more, said) in enumerate(cases):
+        place = tmp_path / f"other{number}"
+        if (Path(model) / file).is_file():
+            other = changed(model, place, file, lambda value, more=more: {**value, **more})
+        else:
+            other = str(shutil.copytree(model, place))
+            (place / file).write_text(json.dumps(more))
+        with pytest.raises(InputError, match=said):
+            make_soup([str(model), other], tmp_path / "out")
+
+
 def test_an_unused_pooler_may_be_lacking(tmp_path, models):
     shutil.copytree(models[1], tmp_path / "headless")
     state = {name: value for name, value in tensors(models[1]).items() if "pooler" not in name}

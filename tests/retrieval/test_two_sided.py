@@ -12,9 +12,9 @@ from evaluation.opening import open_system
 from evaluation.testsets import load_dataset, write_collection
 from indexes.errors import InputError
 from pretraining import adapt
-from retrieval import Encoder, Retriever, build_index
+from retrieval import Encoder, Processes, Retriever, build_index, make_soup
 from retrieval.cli import build_app
-from retrieval.documents import Document
+from retrieval.documents import Document, read_documents
 from retrieval.model_folder import read_model_folder
 
 DOCUMENTS = [
@@ -93,6 +93,34 @@ def test_options_are_of_both_sides(sides):
     assert again.fingerprint == short.fingerprint
 
 
+def test_a_record_makes_both_sides_again_though_they_are_unlike(sides, tmp_path):
+    """Queries longer than documents, and raw vectors on one side."""
+    both = shutil.copytree(sides[2], tmp_path / "both")
+    settings = both / "document_0_Transformer" / "sentence_bert_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "max_seq_length": 8}))
+    router = json.loads((both / "router_config.json").read_text())
+    router["structure"]["query"] = router["structure"]["query"][:2]  # without Normalize
+    (both / "router_config.json").write_text(json.dumps(router))
+    encoder = Encoder.load(str(both))
+    assert (encoder.settings.max_length, encoder.queries.settings.max_length) == (8, 32)
+    assert Encoder.load(**encoder.options).fingerprint == encoder.fingerprint
+    build_index(encoder.encode_corpus(iter(DOCUMENTS), tmp_path / "v"), tmp_path / "index")
+    assert Retriever.open(tmp_path / "index").encoder.fingerprint == encoder.fingerprint
+    workers = encoder.encode_corpus(iter(DOCUMENTS), tmp_path / "by-workers", runner=Processes(1))
+    assert workers.made_by["fingerprint"] == encoder.document_fingerprint
+    long, before = " ".join(QUERIES * 10), encoder.truncated
+    encoder.encode_queries([long, long])
+    assert encoder.truncated == before + 2
+
+
+def test_vectors_are_evaluated_by_both_sides(sides, tmp_path):
+    write_collection(tmp_path / "set", DOCUMENTS, {"q": QUERIES[0]}, {"test": {"q": {"d0": 1}}})
+    Encoder.load(str(sides[2])).encode_corpus(read_documents(str(tmp_path / "set")), tmp_path / "v")
+    arguments = ["evaluate", "--vectors", str(tmp_path / "v"), "--dataset", str(tmp_path / "set"), "--measure", "MRR@4"]
+    done = CliRunner().invoke(build_app(), [*arguments, "-k", "4", "--cache", str(tmp_path / "cache")])
+    assert done.exit_code == 0, done.output
+
+
 def test_what_needs_one_model_refuses_two(sides, tmp_path):
     corpus = tmp_path / "corpus.jsonl"
     corpus.write_text("".join(json.dumps({"_id": one.id, "text": one.text * 9}) + "\n" for one in DOCUMENTS))
@@ -100,6 +128,8 @@ def test_what_needs_one_model_refuses_two(sides, tmp_path):
         read_model_folder(sides[2])
     with pytest.raises(InputError):
         adapt(corpus, tmp_path / "out", encoder=str(sides[2]), batch_size=2)
+    with pytest.raises(InputError, match="has a model for queries and one for documents; a soup needs one for both"):
+        make_soup([str(sides[2]), str(sides[2])], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
