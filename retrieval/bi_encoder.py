@@ -111,7 +111,8 @@ class BiEncoder(nn.Module):
     @torch.no_grad()
     def encode_at_start(self, texts: Sequence[str]) -> Tensor:
         """The same by the encoder as it came."""
-        return losses.cut(encoded(self._start[0], texts), None, unit=self.unit)
+        start = self._start[0].to(next(self.encoder.parameters()).device)
+        return losses.cut(encoded(start, texts), None, unit=self.unit)
 
     def _infonce(self, vectors: Mapping[str, Tensor], lists: CandidateLists, mixing: _Mixing | None) -> Tensor:
         settings = self.settings
@@ -195,8 +196,7 @@ class BiEncoder(nn.Module):
         return losses.orthogonal_projection(lists.own(queries @ documents.T), lists.present)
 
     def _regression(self, vectors: Mapping[str, Tensor], lists: CandidateLists, mixing: _Mixing | None) -> Tensor:
-        scores = (vectors["queries"] * vectors["documents"][lists.positives]).sum(1)
-        return losses.score_regression(scores, lists.teacher[lists.positives].to(scores))
+        return losses.score_regression(*self._lists(vectors, lists))
 
     def _alignment(self, vectors: Mapping[str, Tensor], lists: CandidateLists, mixing: _Mixing | None) -> Tensor:
         return losses.alignment(vectors["queries"], vectors["documents"][lists.positives], vectors["start"])

@@ -65,7 +65,7 @@ class PairEncoder(nn.Module):
         if name == "binary":
             return losses.binary(flat, lists.places == 0)
         if name == "regression":
-            return losses.score_regression(scores[:, 0], teacher[:, 0])
+            return losses.score_regression(scores, teacher)
         if name == "margin-mse":
             return losses.margin_mse(scores, teacher, **settings.temperatures)
         if name == "kl":
@@ -87,6 +87,8 @@ class PairEncoder(nn.Module):
         found = []
         for start in range(0, len(pairs), _PAIRS_AT_ONCE):
             read = tokens(self.encoder, [pairs[row] for row in order[start : start + _PAIRS_AT_ONCE]])
-            found.append(self({"pairs": {name: value.to(device) for name, value in read.items()}})["scores"])
+            # Not by `forward`, which Trainer may have replaced by one of less precision.
+            moved = {name: value.to(device) for name, value in read.items()}
+            found.append(self.encoder(moved)["scores"].float().squeeze(1))
         self.encoder.train(training)
         return torch.cat(found)[torch.tensor(order, device=device).argsort()]

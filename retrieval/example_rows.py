@@ -41,6 +41,9 @@ class ExampleRows(Dataset[Drawn]):
 
     def __init__(self, examples: Sequence[Example], negatives: int, seed: int) -> None:
         self.examples, self.negatives, self.seed = examples, negatives, seed
+        self.answers: dict[str, set[str]] = {}
+        for example in examples:
+            self.answers.setdefault(example.query, set()).update(one.text for one in example.positives)
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -49,8 +52,10 @@ class ExampleRows(Dataset[Drawn]):
         example = self.examples[address % len(self.examples)]
         generator = seeded(_CPU, self.seed, address, "example")
         positive = example.positives[int(torch.randint(len(example.positives), (), generator=generator))]
-        order = torch.randperm(len(example.negatives), generator=generator)[: self.negatives].tolist()
-        return drawn(example, positive, [example.negatives[number] for number in order])
+        answers = self.answers[example.query]  # those of other examples of the same query too
+        wrong = [one for one in example.negatives if one.text not in answers]
+        order = torch.randperm(len(wrong), generator=generator)[: self.negatives].tolist()
+        return drawn(example, positive, [wrong[number] for number in order])._replace(known=tuple(sorted(answers)))
 
 
 def drawn(example: Example, positive: Candidate, negatives: Sequence[Candidate]) -> Drawn:
@@ -124,7 +129,8 @@ class BatchOrder(Sampler[int]):
         tried = 0
         for address in [waiting.popleft() for _ in range(len(waiting))]:
             self._place(address, batch, taken, waiting)
-        while len(batch) < self.batch and tried < 2 * rows:
+        full = _BATCHES_WAITING * self.batch
+        while len(batch) < self.batch and tried < 2 * rows and len(waiting) < full:
             self._place(next(stream), batch, taken, waiting)
             tried += 1
         while len(batch) < self.batch:  # no others are left

@@ -74,7 +74,7 @@ def read_examples(
             unknown id, a text that is not its document's, an example without positives, a document that is both a
             positive and a negative of a query or has two scores. Or there is no example.
     """
-    place, split = _place(path)
+    place, split = place_of(path)
     counts: Counter[str] = Counter()
     found = False
     for lines in _groups(place, split, documents, dataset, counts):
@@ -135,7 +135,7 @@ def example_line(example: Example, *, ids_only: bool = False, missing: int = 0) 
 
 def examples_digest(path: str | Path) -> str:
     """SHA-256 of the bytes that decide what queries and judgements `read_examples` finds, without a corpus's."""
-    place, split = _place(path)
+    place, split = place_of(path)
     files = [place]
     if place.is_dir():
         from retrieval.judged import judgements_file, queries_file
@@ -238,7 +238,7 @@ def _groups(
     return ExampleLines(documents, dataset, counts).read(place)
 
 
-def _place(path: str | Path) -> tuple[Path, str | None]:
+def place_of(path: str | Path) -> tuple[Path, str | None]:
     """A file or folder, and the split that is named behind a `#`."""
     place = Path(path)
     if place.exists() or "#" not in str(path):

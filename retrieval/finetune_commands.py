@@ -10,6 +10,7 @@ from indexes.errors import InputError
 from indexes.manifest import write_json
 from retrieval.commands import CORPUS, Json, Overwrite
 from retrieval.console import note, out, progress
+from retrieval.examples import place_of
 
 
 def finetune(
@@ -106,6 +107,7 @@ def finetune(
 
     documents = {one.id: one for one in read_documents(corpus)} if corpus else None
     sources = [_source(one) for one in pairs]
+    _refuse_one_name(sources)
     found = [
         example for name, path in sources for example in read_examples(path, documents, dataset=name, on_note=note)
     ]
@@ -119,7 +121,7 @@ def finetune(
             output,
             overwrite=overwrite,
             texts=texts,
-            sources=[path for _, path in sources],
+            sources=[*(path for _, path in sources), *([corpus] if corpus else [])],
             on_progress=on_progress,
             on_note=note,
             encoder=encoder,
@@ -188,6 +190,15 @@ def _source(pairs: str) -> tuple[str, Path]:
     return Path(pairs.partition("#")[0]).name.partition(".")[0], Path(pairs)
 
 
+def _refuse_one_name(sources: Sequence[tuple[str, Path]]) -> None:
+    """Refuse files that would be one data set because they are called alike."""
+    places: dict[str, Path] = {}
+    for name, path in sources:
+        place = place_of(path)[0].resolve()
+        if places.setdefault(name, place) != place:
+            raise InputError(f"{places[name]} and {place} are both called {name!r}; name one, such as other={path}")
+
+
 def _parts(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
@@ -202,10 +213,10 @@ def _number(text: str, option: str, expected: str) -> float:
 def _dims(text: str) -> dict[int, float]:
     expected = "numbers such as 384,192 or 384=1,192=0.5"
     pairs = [part.partition("=") for part in _parts(text)]
-    return {
-        int(_number(dim, "--matryoshka", expected)): _number(weight or "1", "--matryoshka", expected)
-        for dim, _, weight in pairs
-    }
+    for dim, _, _ in pairs:
+        if not dim.strip().isdecimal():
+            raise InputError(f"--matryoshka has {dim!r}; expected {expected}")
+    return {int(dim): _number(weight or "1", "--matryoshka", expected) for dim, _, weight in pairs}
 
 
 def _range(text: str | None) -> tuple[float, float] | None:

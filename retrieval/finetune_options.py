@@ -1,5 +1,6 @@
 """What decides the result of fine-tuning, checked."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -154,6 +155,13 @@ class FinetuneConfig:
                 raise InputError(f"matryoshka has {dim} numbers of weight {weight}; expected both above 0")
         if self.score_range is not None and not self.score_range[0] < self.score_range[1]:
             raise InputError(f"score_range is {self.score_range}; expected a lower and a higher number, such as 0,5")
+        if self.score_range is not None and (BY_TEACHER & self.losses.keys() or self.false_negatives_by == "teacher"):
+            raise InputError("score_range changes the scores that a teacher gave; learn by regression apart from it")
+        margin = self.false_negative_margin
+        if margin is not None and not math.isfinite(margin):
+            raise InputError(f"false_negative_margin is {margin}; expected a number, such as 0.1")
+        if self.kind == "cross-encoder" and any("document" in prompts for prompts in self.prompts.values()):
+            raise InputError("a cross-encoder reads a document with its query, and has no prompt of its own for it")
 
     def _check_choices(self) -> None:
         for name, choices in (("precision", ("float32", "bfloat16")), ("false_negatives_by", ("student", "teacher"))):
@@ -184,7 +192,8 @@ class FinetuneConfig:
         for met, usual, need in rules:
             for name, value in usual.items():
                 given = getattr(self, name)
-                if not met and given != value and (given or value):
+                empty = given in ((), [], {}, "") and not value
+                if not met and given != value and not empty:
                     raise InputError(f"{name} is {given!r} and needs {need}; leave it out")
 
     @property

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 from torch.utils.data import Sampler
 from transformers import TrainingArguments
 
@@ -29,6 +30,7 @@ from retrieval.held_out import (
     mean_ndcg,
     mean_ndcg_of_pairs,
     prompted_pairs,
+    scored,
     spearman,
 )
 from retrieval.loading import quiet
@@ -180,7 +182,10 @@ def load_model(config: FinetuneConfig, steps: int) -> tuple[Any, FinetuneConfig]
     """
     if config.kind == "cross-encoder":
         config = _heated(config, 1.0)
-        return PairEncoder(load_cross_encoder(config.encoder, config.seed, config.max_length), config), config
+        encoder = load_cross_encoder(config.encoder, config.seed, config.max_length)
+        if "regression" in config.losses:
+            encoder.activation_fn = torch.nn.Identity()  # what is learned are the scores themselves
+        return PairEncoder(encoder, config), config
     if config.kind == "sparse":
         config = replace(
             _heated(config, 1.0),
@@ -222,8 +227,8 @@ def held_out_measure(
     pairs = prompted_pairs(held, model.prompts)
     one, other = [query for query, _ in pairs], [text for _, text in pairs]
     if "regression" not in config.losses:
-        return lambda: float((model.encode(other) * model.encode_at_start(one)).sum(1).mean()), COSINE
-    wanted = [example.positives[0].score or 0.0 for example in held]
+        return lambda: float(cosine_similarity(model.encode(other), model.encode_at_start(one)).mean()), COSINE
+    wanted = [float(found.score or 0.0) for example in held for found in scored(example)]
     if config.kind == "cross-encoder":
         return lambda: spearman(model.score(pairs), wanted), SPEARMAN
     return lambda: spearman((model.encode(one) * model.encode(other)).sum(1), wanted), SPEARMAN

@@ -13,7 +13,7 @@ from typing import Any
 from indexes.checksums import fingerprint, folder_digest
 from indexes.errors import InputError
 from indexes.manifest import read_json, refuse_existing
-from retrieval.examples import Candidate, Example
+from retrieval.examples import Example, place_of
 from retrieval.finetune_options import BY_TEACHER, FinetuneConfig
 from retrieval.held_out import draw_texts, hold_out
 from retrieval.model_folder import resolve
@@ -79,7 +79,7 @@ def finetune(
             its working state belongs to other options (the message names the fields that differ).
     """
     config, target, note = FinetuneConfig(**options), Path(output), on_note or (lambda _: None)
-    refuse_existing(target, overwrite=True, inputs=[config.encoder, *sources])
+    refuse_existing(target, overwrite=True, inputs=[config.encoder, *(place_of(one)[0] for one in sources)])
     found = check_examples(list(examples), config, note)
     learned, held = hold_out(found, config.held_out, config.seed)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
@@ -129,23 +129,52 @@ def check_examples(examples: Sequence[Example], config: FinetuneConfig, note: On
             raise InputError(f"there are no examples of data set {name!r}, which has a prompt")
     if "regression" in config.losses:
         examples = [_regressed(example, config) for example in examples]
-    taught = sum(_is_taught(example) for example in examples)
-    with_negatives = sum(bool(example.negatives) for example in examples)
-    by_teacher = BY_TEACHER & config.losses.keys() or config.false_negatives_by == "teacher"
-    if by_teacher and taught == 0:
-        raise InputError(
-            "no example has a teacher's scores of its positive and of a negative, which "
-            f"{', '.join(BY_TEACHER & config.losses.keys()) or 'false_negatives_by'} needs: retrokit mine --teacher"
-        )
-    if by_teacher and taught < len(examples):
-        note(f"{len(examples) - taught:,} of {len(examples):,} examples have no teacher's scores of a negative")
-    lists = {"opl", "binary"} | ({"infonce"} if config.kind == "cross-encoder" else set())
-    if lists & config.losses.keys() and (with_negatives == 0 or config.negatives == 0):
+    if {"infonce", "opl", "binary"} & config.losses.keys() and "regression" not in config.losses:
+        _refuse_wrong_answers(examples)
+    _check_negatives(examples, config)
+    _check_teacher(examples, config, note)
+    return list(examples)
+
+
+def _check_negatives(examples: Sequence[Example], config: FinetuneConfig) -> None:
+    """Refuse what would have nothing to contrast or to mix."""
+    most = min(config.negatives, max(len(example.negatives) for example in examples))
+    lists = {"opl", "binary", *BY_TEACHER} | ({"infonce"} if config.kind == "cross-encoder" else set())
+    if lists & config.losses.keys() and most == 0:
         raise InputError(
             f"no example has a negative, or negatives is 0; {', '.join(sorted(lists & config.losses.keys()))} of kind "
             f"{config.kind} needs some: retrokit mine"
         )
-    return list(examples)
+    if config.mix and most < 2:
+        raise InputError(f"mix takes two hard negatives of a query, and there are at most {most}; leave it out")
+    if {"infonce"} == set(config.losses) and config.batch_size == 1 and most == 0:
+        raise InputError("a batch of 1 without hard negatives has nothing to contrast; expected batch_size 2 or more")
+
+
+def _check_teacher(examples: Sequence[Example], config: FinetuneConfig, note: OnNote) -> None:
+    """Refuse examples that no teacher has scored, where its scores are needed."""
+    needs = sorted(BY_TEACHER & config.losses.keys())
+    if config.false_negatives_by == "teacher":
+        needs.append("false_negatives_by")
+    taught = sum(_is_taught(example) for example in examples)
+    if needs and taught == 0:
+        raise InputError(
+            f"no example has a teacher's scores of its positive and of a negative, which {', '.join(needs)} needs: "
+            "retrokit mine --teacher"
+        )
+    if needs and taught < len(examples):
+        note(f"{len(examples) - taught:,} of {len(examples):,} examples have no teacher's scores of a negative")
+
+
+def _refuse_wrong_answers(examples: Sequence[Example]) -> None:
+    """Refuse pairs whose score says that they do not belong together, where they would be learned as if they did."""
+    for example in examples:
+        alone = all(one.score is None for one in example.negatives)
+        if alone and any(one.score is not None and one.score <= 0 for one in example.positives):
+            raise InputError(
+                f"a pair of {example.query[:60]!r} has score 0 or less and would be learned as an answer; leave it "
+                "out, or learn scores by the loss regression"
+            )
 
 
 def _is_taught(example: Example) -> bool:
@@ -156,18 +185,21 @@ def _is_taught(example: Example) -> bool:
 
 def _regressed(example: Example, config: FinetuneConfig) -> Example:
     low, high = config.score_range or (0.0, 1.0)
-    positives = []
-    for one in example.positives:
-        if one.score is None:
-            raise InputError(f"a pair of {example.query[:60]!r} has no score, which regression needs")
-        score = (one.score - low) / (high - low)
-        if config.kind == "dense" and not -1 <= score <= 1:
+    if any(one.score is None for one in example.positives):
+        raise InputError(f"a pair of {example.query[:60]!r} has no score, which regression needs")
+    changed: dict[str, Any] = {}
+    for name, candidates in (("positives", example.positives), ("negatives", example.negatives)):
+        found = [
+            one._replace(score=None if one.score is None else (one.score - low) / (high - low)) for one in candidates
+        ]
+        beyond = next((one for one in found if one.score is not None and not -1 <= one.score <= 1), None)
+        if config.kind == "dense" and beyond is not None:
             raise InputError(
-                f"a pair of {example.query[:60]!r} has score {one.score:g}, and cosines are between -1 and 1: give "
+                f"a pair of {example.query[:60]!r} has score {beyond.score:g}, and cosines are between -1 and 1: give "
                 "--score-range, such as 0,5"
             )
-        positives.append(Candidate(one.text, one.id, score))
-    return example._replace(positives=tuple(positives))
+        changed[name] = tuple(found)
+    return example._replace(**changed)
 
 
 def examples_digest(examples: Iterable[Example]) -> str:

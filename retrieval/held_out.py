@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from retrieval.examples import Example
+from retrieval.examples import Candidate, Example
 
 NDCG, SPEARMAN, COSINE = "nDCG@10", "Spearman", "cosine with the start"
 
@@ -57,8 +57,15 @@ def hold_out(examples: Sequence[Example], most: int, seed: int) -> tuple[list[Ex
     """
     queries = sorted({example.query for example in examples}, key=lambda query: _drawn(seed, query))
     chosen = set(queries[: max(1, min(most, len(queries) // 5))])
-    learned = [example for example in examples if example.query not in chosen]
-    return learned, [example for example in examples if example.query in chosen]
+    held = [example for example in examples if example.query in chosen]
+    pairs = {(example.query, one.text) for example in held for one in example.positives}
+    # A pair that is held must not be learned the other way round either.
+    learned = [
+        example
+        for example in examples
+        if example.query not in chosen and not any((one.text, example.query) in pairs for one in example.positives)
+    ]
+    return learned, held
 
 
 def draw_texts(texts: Iterable[str], most: int, seed: int) -> list[str]:
@@ -79,8 +86,10 @@ def make_ranking(held: Sequence[Example], others: Sequence[str], prompts: Prompt
         query = prompts(example.dataset)["query"] + example.query
         relevant.setdefault(query, []).extend(known(example, one.text) for one in example.positives)
         own.setdefault(query, []).extend(known(example, one.text) for one in example.negatives)
+    answers = {one.text for example in held for one in example.positives}  # under other prompts, perhaps
     for text in others:
-        known(held[0], text)
+        if text not in answers:
+            known(held[0], text)
     candidates = []
     for place, query in enumerate(relevant):
         more = [(place * _OTHERS + step) % len(number) for step in range(min(_OTHERS, len(number)))]
@@ -128,11 +137,18 @@ def mean_ndcg_of_pairs(model: PairScorer, ranking: Ranking) -> float:
     return sum(values) / len(values)
 
 
+def scored(example: Example) -> list[Candidate]:
+    """What scores are compared of: all candidates with one; or the first positive, where there are none."""
+    found = [one for one in (*example.positives, *example.negatives) if one.score is not None]
+    return found or [example.positives[0]]
+
+
 def prompted_pairs(held: Sequence[Example], prompts: Prompts) -> list[tuple[str, str]]:
-    """The two texts of each example, after their prompts."""
+    """The two texts of each scored pair, after their prompts."""
     return [
-        (prompts(one.dataset)["query"] + one.query, prompts(one.dataset)["document"] + one.positives[0].text)
+        (prompts(one.dataset)["query"] + one.query, prompts(one.dataset)["document"] + other.text)
         for one in held
+        for other in scored(one)
     ]
 
 

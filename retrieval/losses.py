@@ -122,11 +122,16 @@ def listwise_kl(scores: Tensor, teacher: Tensor, *, temperature: float, teacher_
 
 
 def score_regression(scores: Tensor, wanted: Tensor) -> Tensor:
-    """Mean squared difference between scores of pairs (q,) and those wanted (q,): graded ones, or a cross-encoder's.
+    """Mean squared difference between scores of pairs and those wanted: graded ones, or a cross-encoder's.
+
+    Args:
+        scores: Of pairs, of any shape.
+        wanted: Of the same; NaN where nothing is.
 
     Source: Barkan et al., "Scalable Attentive Sentence-Pair Modeling via Distilled Sentence Embedding" (AAAI 2020).
     """
-    return ((scores - wanted) ** 2).mean()
+    known = wanted.isfinite()
+    return mean_of((scores - wanted.where(known, scores.detach())) ** 2, known)
 
 
 def orthogonal_projection(cosines: Tensor, present: Tensor, *, weight: float = 1.0) -> Tensor:

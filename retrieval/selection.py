@@ -50,7 +50,9 @@ class Selection(TrainerCallback):
         return max(self.checks, key=lambda step: (self.checks[step], -step))
 
     def check(self, step: int) -> None:
-        """Measure the weights as they are."""
+        """Measure the weights as they are; a step that was measured before a kill keeps its value and its weights."""
+        if step in self.checks:
+            return
         self.checks[step] = round(self.measure(), 9)
         if self.best == step:
             temporary = self.folder / f".{_BEST}"

@@ -177,7 +177,12 @@ def recompute_layers(backbone: Any) -> None:
     """Have a model's layers computed again in the backward pass instead of kept: the same bits, in less memory."""
     # transformers 5.23 renamed it, and warns of the old name.
     enable = getattr(backbone, "activation_checkpointing_enable", None) or backbone.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
+    try:
+        enable({"use_reentrant": False})
+    except ValueError as error:
+        raise InputError(
+            f"this model's layers cannot be computed again: {' '.join(str(error).split())[:200]}"
+        ) from None
 
 
 def return_free_memory() -> None:

@@ -9,6 +9,7 @@ from indexes.errors import InputError
 from retrieval.example_rows import BatchOrder, ExampleRows, dataset_shares
 from retrieval.examples import Candidate, Example
 from retrieval.held_out import draw_texts, hold_out, make_ranking, ndcg_at_10, spearman
+from retrieval.selection import Selection
 
 
 def test_batches_are_of_one_data_set_and_hold_no_query_or_positive_twice():
@@ -76,3 +77,47 @@ def test_measures():
     assert set(others) < set(ranking.texts)
     assert len(ranking.texts) == len(set(ranking.texts))
     assert all(set(wanted) <= set(rows) for wanted, rows in zip(ranking.relevant, ranking.candidates, strict=True))
+
+
+def test_what_answers_a_query_is_known_though_another_example_says_it():
+    one, other, third = (Candidate(text) for text in ("first answer", "second answer", "wrong"))
+    rows = ExampleRows([Example("q", (one,), (other, third)), Example("q", (other,)), Example("r", (other,))], 5, 0)
+    assert rows[0].known == ("first answer", "second answer")
+    assert set(rows[0].texts) == {"first answer", "wrong"}
+    assert rows[2].known == ("second answer",)
+
+
+def test_an_epoch_is_one_though_many_queries_share_few_answers():
+    examples = [Example(f"q{row}", (Candidate(f"answer {row % 4}"),)) for row in range(1024)]
+    order = list(BatchOrder(examples, 16, 64 + 40, {"": 1.0}, 0))
+    seen = [address for address in order if address < 1024]
+    assert len(seen) == len(set(seen)) == 1024  # all of the first visit, each once
+    assert max(order) < 3 * 1024
+
+
+def test_a_held_pair_is_not_learned_the_other_way_round():
+    pairs = [(f"one {row}", f"other {row}") for row in range(10)]
+    examples = [Example(a, (Candidate(b),)) for one in pairs for a, b in (one, one[::-1])]
+    learned, held = hold_out(examples, 4, 0)
+    kept = {(one.query, one.positives[0].text) for one in held}
+    assert not kept & {(one.positives[0].text, one.query) for one in learned}
+
+
+def test_an_answer_does_not_stand_in_its_own_way_under_another_prompt():
+    held = [Example("a", (Candidate("A"),), (), "one"), Example("b", (Candidate("B"),), (), "two")]
+    ranking = make_ranking(held, ["B", "C"], lambda name: {"query": "", "document": f"{name}: "})
+    assert ranking.texts == ["one: A", "two: B", "one: C"]
+
+
+def test_a_step_that_was_measured_keeps_its_value_and_its_weights(tmp_path):
+    model, values = torch.nn.Linear(1, 1), iter([0.5, 0.9, 0.7])
+    selection = Selection(model, lambda: next(values), "x", tmp_path, 1, lambda line: None)
+    selection.check(0)
+    selection.check(1)
+    best = float(model.weight.detach())
+    with torch.no_grad():
+        model.weight += 1  # as a run that goes on elsewhere may have other bits
+    again = Selection(model, lambda: next(values), "x", tmp_path, 1, lambda line: None)
+    again.check(1)
+    again.load_best()
+    assert (again.best, again.checks[1], float(model.weight.detach())) == (1, 0.9, best)

@@ -12,11 +12,15 @@ from fixtures import WORDS, make_model
 from kills import Killed, assert_same_weights, kill_at
 from labelled import ANSWERED, ASKED, make_examples, make_pairs
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
+from evaluation.testsets import write_collection
 from indexes.errors import InputError
+from retrieval.cli import build_app
+from retrieval.documents import Document
 from retrieval.encoder import Encoder
 from retrieval.example_rows import drawn
-from retrieval.examples import write_examples
+from retrieval.examples import Candidate, Example, write_examples
 from retrieval.finetune_options import FinetuneConfig
 from retrieval.finetune_run import load_model
 from retrieval.finetuning import check_examples, finetune
@@ -213,6 +217,17 @@ def test_data_sets_have_prompts_of_their_own(tmp_path, model_folder):
         ({"loss": "opl", "temperature": 0.1}, "temperature is 0.1 and needs the loss infonce, kl or margin-mse"),
         ({"score_range": (0, 5)}, "score_range is .* needs the loss regression"),
         ({"loss": "regression", "score_range": (5, 0)}, "expected a lower and a higher number"),
+        ({"loss": "regression=1,kl=1", "score_range": (0, 5)}, "score_range changes the scores that a teacher gave"),
+        ({"false_negative_margin": float("nan")}, "false_negative_margin is nan"),
+        ({"loss": "kl", "false_negative_margin": 0.0}, "false_negative_margin is 0.0 and needs the loss infonce"),
+        ({"kind": "sparse", "append_eos": False}, "append_eos is False and needs kind dense"),
+        ({"loss": "opl", "negatives": 0}, "no example has a negative, or negatives is 0; opl of kind dense needs some"),
+        ({"mix": 3, "negatives": 1}, "mix takes two hard negatives of a query, and there are at most 1"),
+        ({"batch_size": 1, "negatives": 0}, "a batch of 1 without hard negatives has nothing to contrast"),
+        (
+            {"kind": "cross-encoder", "loss": "binary", "prompts": {"": {"document": "x"}}},
+            "a cross-encoder reads a document with its query",
+        ),
         ({"epochs": 2.0}, "epochs is 2.0 and needs no number of steps"),
         ({"matryoshka": (64,)}, "matryoshka has 64 numbers; vectors of .* have 32"),
         ({"prompts": {"x": {"title": "t"}}}, "data set 'x' has a prompt of 'title'"),
@@ -242,6 +257,69 @@ def test_examples_that_do_not_fit_are_refused(tmp_path, model_folder):
     notes = []
     check_examples(some, FinetuneConfig(encoder="x", loss="kl"), notes.append)
     assert notes == ["4 of 24 examples have no teacher's scores of a negative"]
+
+
+def test_pairs_that_do_not_belong_together_are_no_answers(tmp_path, model_folder):
+    with pytest.raises(InputError, match="has score 0 or less and would be learned as an answer"):
+        run(tmp_path / "out", model_folder, make_pairs())
+
+
+def test_scores_of_negatives_are_learned_too(tmp_path, model_folder):
+    examples = [
+        Example(
+            f"{ASKED[row % 8]} {row}", (Candidate(ANSWERED[row % 8], None, 5.0),), (Candidate(f"no {row}", None, 0.0),)
+        )
+        for row in range(40)
+    ]
+    config = FinetuneConfig(encoder=str(model_folder), loss="regression", score_range=(0, 5))
+    model, _ = load_model(config, 1)
+    one = check_examples(examples, config, lambda line: None)[0]
+    assert (one.positives[0].score, one.negatives[0].score) == (1.0, 0.0)
+    batch = model.eval().collate([drawn(one, one.positives[0], one.negatives)])
+    outputs = model(batch)
+    found = model.losses([outputs], [batch], torch.Generator())["regression"]
+    scores = (outputs["queries"] @ outputs["documents"].T)[0].detach().double()
+    assert float(found.detach()) == pytest.approx(float(((scores - torch.tensor([1.0, 0.0])) ** 2).mean()), rel=1e-5)
+    result = run(tmp_path / "out", model_folder, examples, loss="regression", score_range=(0, 5))
+    assert result.card["measure"] == "Spearman"
+    assert result.card["checks"]["0"] != 0  # the held-out scores are not all the same
+
+
+def test_what_is_learned_from_is_never_overwritten(tmp_path, model_folder):
+    """Not even by another split of it, or where it was made by retrokit and may be replaced otherwise."""
+    documents = [Document(f"d{row}", f"{ANSWERED[row % 8]} {row}") for row in range(16)]
+    queries = {f"q{row}": f"{ASKED[row % 8]} {row}" for row in range(16)}
+    write_collection(tmp_path / "set", documents, queries, {"train": {f"q{row}": {f"d{row}": 1} for row in range(16)}})
+    (tmp_path / "set" / "manifest.json").write_text(json.dumps({"format": 1, "kind": "collection", "files": {}}))
+    before = sorted(path.name for path in (tmp_path / "set").rglob("*"))
+    arguments = ["finetune", f"{tmp_path}/set#train", "--encoder", str(model_folder), "--steps", "1", "--overwrite"]
+    more = ["--batch-size", "4", "--checks", "1", "--output", str(tmp_path / "set")]
+    done = CliRunner().invoke(build_app(), [*arguments, *more])
+    assert done.exit_code == 2, done.output
+    write_examples(tmp_path / "examples.jsonl", make_examples())
+    arguments[1] = str(tmp_path / "examples.jsonl")
+    done = CliRunner().invoke(build_app(), [*arguments, *more, "--corpus", str(tmp_path / "set")])
+    assert done.exit_code == 2, done.output
+    assert sorted(path.name for path in (tmp_path / "set").rglob("*")) == before
+
+
+def test_files_of_one_name_are_to_be_named(tmp_path, model_folder):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        write_examples(tmp_path / folder / "train.jsonl", make_examples())
+    sources = [str(tmp_path / folder / "train.jsonl") for folder in ("a", "b")]
+    command = ["finetune", *sources, "--encoder", str(model_folder), "--output", str(tmp_path / "out")]
+    done = CliRunner().invoke(build_app(), command)
+    assert (done.exit_code, "are both called 'train'; name one" in " ".join(done.output.split())) == (2, True)
+    done = CliRunner().invoke(build_app(), [*command, "--matryoshka", "inf"])
+    assert done.exit_code == 2
+
+
+def test_a_cosine_is_one_though_vectors_are_long(tmp_path):
+    raw = make_model(tmp_path / "raw", normalize=False)
+    pairs = [Example(f"{WORDS[row % 9]} {row}", (Candidate(f"{WORDS[row % 7]} {row}"),)) for row in range(20)]
+    result = run(tmp_path / "out", raw, pairs, loss="alignment", steps=2)
+    assert all(-1 <= value <= 1 + 1e-6 for value in result.card["checks"].values())
 
 
 def test_without_peft_adapters_are_refused(tmp_path, model_folder, monkeypatch):

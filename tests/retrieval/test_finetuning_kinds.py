@@ -11,6 +11,8 @@ from labelled import ANSWERED, ASKED, make_examples, make_pairs
 
 from indexes.errors import InputError
 from retrieval.encoder import Encoder
+from retrieval.finetune_options import FinetuneConfig
+from retrieval.finetune_run import load_model
 from retrieval.finetuning import finetune
 from retrieval.reranker import Reranker
 from retrieval.sparse import SparseEncoder
@@ -81,6 +83,25 @@ def test_an_encoder_becomes_a_cross_encoder(tmp_path, model_folder, lora):
 def test_scores_of_pairs_by_a_cross_encoder(tmp_path, classifier):
     result = run(tmp_path / "out", classifier, examples=make_pairs(), loss="regression", steps=16)
     assert result.card["measure"] == "Spearman"
+
+
+def test_checks_have_full_precision_whatever_trainer_made_of_forward(tmp_path, classifier):
+    config = FinetuneConfig(encoder=str(classifier), kind="cross-encoder", loss="binary")
+    model, _ = load_model(config, 1)
+    pairs = [(f"{ASKED[row % 8]} {row}", ANSWERED[row % 8]) for row in range(40)]
+    before = model.score(pairs)
+    inner = model.forward
+    model.forward = lambda inputs: {"scores": inner(inputs)["scores"].to(torch.bfloat16)}  # as mixed precision does
+    assert torch.equal(model.score(pairs), before)
+    assert before.dtype == torch.float32
+
+
+def test_scores_that_are_learned_are_saved_without_an_activation(tmp_path, classifier):
+    examples = [
+        one._replace(positives=(one.positives[0]._replace(score=one.positives[0].score / 5),)) for one in make_pairs()
+    ]
+    run(tmp_path / "out", classifier, examples=examples, loss="regression")
+    assert Reranker.load(str(tmp_path / "out")).fields["activation"] == "identity"
 
 
 def test_splade_learns_and_loads_as_a_sparse_encoder(tmp_path, splade):
