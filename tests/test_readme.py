@@ -19,6 +19,7 @@ BLOCKS = [
 ]
 LONG = {
     "Decoder language models as encoders",
+    "Mine hard negatives",
     "Sentence pairs, MTEB, published figures",
     "Blend models",
     "Fine-tune with labels",

@@ -140,7 +140,8 @@ def test_a_corpus_without_text_beside_others_is_named(tokenizer, texts, tmp_path
         SpanPairs(tmp_path / "tokens", 0, (1.0, 2.0))
 
 
-@pytest.mark.parametrize("objective", [pytest.param("retromae", marks=pytest.mark.slow), "cocondenser"])
+@pytest.mark.slow  # 8 seconds each
+@pytest.mark.parametrize("objective", ["retromae", "cocondenser"])
 def test_a_killed_run_over_a_mixture_goes_on_with_the_same_bits(objective, corpora, queries, base, tmp_path):
     one, other = corpora
     options = OPTIONS | {"objective": objective, "deduplicate": "near", "remove_queries": [queries], "base": base}

@@ -68,7 +68,8 @@ def test_a_killed_cross_encoder_ends_like_one_left_alone(tmp_path, classifier):
     assert_same_weights(tmp_path / "alone", tmp_path / "killed")
 
 
-@pytest.mark.parametrize("lora", [None, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow  # 6 seconds each
+@pytest.mark.parametrize("lora", [None, 2])
 def test_an_encoder_becomes_a_cross_encoder(tmp_path, model_folder, lora):
     """Its new last layer is the same again, learns with adapters too, and comes out merged."""
     for name in ("one", "two"):
