@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 from indexes.errors import InputError
 from indexes.manifest import LOCK, differences, read_json, sole_writer, write_json
 from retrieval.ingredients import Ingredient
+from retrieval.run_card import CARD, finished_card
 from retrieval.soup import (
-    CARD,
     SoupResult,
     alike,
     check_count,
     equal_shares,
-    finished_soup,
     linear,
     packages,
     write_soup,
@@ -59,7 +58,7 @@ def greedy_soup(
     ingredients = alike(names, target)
     fingerprints = [one.fingerprint() for one in ingredients]
     configuration = {"method": "greedy", "measure": measure, "models": fingerprints}
-    finished = finished_soup(target, configuration, overwrite=overwrite)
+    finished = finished_card(target, configuration, overwrite=overwrite)
     partial = target.with_name(f"{target.name}.partial")
     if finished:
         _sweep(partial, configuration)

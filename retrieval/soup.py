@@ -12,17 +12,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from indexes.checksums import verify
 from indexes.errors import InputError
-from indexes.manifest import differences, new_folder, open_manifest, read_json, refuse_existing, seal, write_json
+from indexes.manifest import new_folder, read_json, refuse_existing, seal, write_json
 from retrieval.ingredients import WEIGHTS, Ingredient, is_idle
+from retrieval.run_card import CARD, KIND, finished_card
 
 OnProgress = Callable[[int, int | None], None]
 Blend = Callable[[str, Sequence[Tensor]], Tensor]
 """From a tensor's name and its values in all models to its value in the soup."""
 METHODS = ("linear", "slerp", "task")
-CARD = "retrokit.json"
-_KIND = "model"
 _SUM = 1e-6
 _PARALLEL = 1e-7
 
@@ -123,7 +121,7 @@ def make_soup(
     all_names = [str(base), *names] if base is not None else names
     ingredients = alike(all_names, target)
     configuration = {"method": method, "weights": shares, "models": [one.fingerprint() for one in ingredients]}
-    finished = finished_soup(target, configuration, overwrite=overwrite)
+    finished = finished_card(target, configuration, overwrite=overwrite)
     if finished:
         return SoupResult(target, True, finished)
     card = {"made_by": "retrokit soup", "models": all_names, "configuration": configuration, **packages()}
@@ -269,28 +267,9 @@ def write_soup(
                     on_progress(done, total)
             save_file(made, new / place / WEIGHTS, metadata={"format": "pt"})
         write_json(new / CARD, card)
-        seal(new, _KIND, {})
+        seal(new, KIND, {})
 
 
 def packages() -> dict[str, Any]:
     """The versions of what computed a soup."""
     return {"packages": {name: version(name) for name in ("torch", "safetensors")}}
-
-
-def finished_soup(target: Path, configuration: Mapping[str, Any], *, overwrite: bool) -> dict[str, Any] | None:
-    """The card of a folder that this very call made and that is whole; None if it has to be made.
-
-    Raises:
-        InputError: The folder exists and is another's or damaged, and may not be overwritten.
-    """
-    if overwrite or not target.exists():
-        refuse_existing(target, overwrite=overwrite)
-        return None
-    if not (target / CARD).is_file():
-        refuse_existing(target, overwrite=False)
-    card = dict(read_json(target / CARD))
-    found = differences(configuration, card.get("configuration", {}))
-    if found:
-        raise InputError(f"{target} was made otherwise ({found}); choose another --output or pass --overwrite")
-    verify(target, open_manifest(target, _KIND))
-    return card
